@@ -1,0 +1,159 @@
+package outbox
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+)
+
+// maxParked is how many messages of paused topics a basicStore keeps before it fetches no more.
+const maxParked = 10_000
+
+// basicStore makes a LeasedStore of a Store that has only the five methods, for the Forwarder. It has no leases, so
+// every message that the Store gives out is this instance's until it is marked: one that is released or put off waits
+// here, in memory. Retries and giving up are the Store's.
+type basicStore struct {
+	Store
+
+	mu      sync.Mutex
+	claimed map[string]Message
+	waiting []waitingMessage // in no order
+	paused  []string
+}
+
+type waitingMessage struct {
+	Message
+	due time.Time
+}
+
+func newBasicStore(store Store) *basicStore {
+	return &basicStore{Store: store, claimed: map[string]Message{}}
+}
+
+// Claim gives out what waits here and is due, and then what the Store has. A five-method Store knows no size, so
+// maxBytes applies to the former only.
+func (s *basicStore) Claim(ctx context.Context, limit, maxBytes int) ([]Message, error) {
+	msgs := s.takeWaiting(limit, maxBytes)
+	s.mu.Lock()
+	full := len(s.waiting) >= maxParked
+	s.mu.Unlock()
+	if len(msgs) == limit || full {
+		return msgs, nil
+	}
+	fetched, err := s.FetchPending(ctx, limit-len(msgs))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil && len(msgs) == 0 {
+		return nil, err
+	}
+	for _, m := range fetched {
+		if slices.Contains(s.paused, m.Topic) {
+			s.waiting = append(s.waiting, waitingMessage{Message: m})
+			continue
+		}
+		s.claimed[m.ID] = m
+		m.Headers = maps.Clone(m.Headers)
+		msgs = append(msgs, m)
+	}
+	return msgs, nil
+}
+
+func (s *basicStore) takeWaiting(limit, maxBytes int) []Message {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var msgs []Message
+	now, bytes := time.Now(), 0
+	s.waiting = slices.DeleteFunc(s.waiting, func(w waitingMessage) bool {
+		bytes += w.Size()
+		if len(msgs) == limit || (len(msgs) > 0 && bytes > maxBytes) || w.due.After(now) ||
+			slices.Contains(s.paused, w.Topic) {
+			return false
+		}
+		s.claimed[w.ID] = w.Message
+		m := w.Message
+		m.Headers = maps.Clone(m.Headers) // the broker's publisher may change them
+		msgs = append(msgs, m)
+		return true
+	})
+	return msgs
+}
+
+// Settle forgets each message as soon as the Store knows of it, so that a second call counts nothing twice.
+func (s *basicStore) Settle(ctx context.Context, outcomes ...Outcome) error {
+	var processed []string
+	for _, o := range outcomes {
+		s.mu.Lock()
+		m, known := s.claimed[o.ID]
+		s.mu.Unlock()
+		switch {
+		case !known:
+		case o.Status == StatusProcessed:
+			processed = append(processed, o.ID)
+		case o.Err == nil:
+			s.put(m, time.Now().Add(o.RetryAfter))
+		default:
+			if err := s.Store.MarkFailed(ctx, o.ID, o.Err); err != nil {
+				return err
+			}
+			s.forget(o.ID)
+		}
+	}
+	if len(processed) == 0 {
+		return nil
+	}
+	if err := s.Store.MarkProcessed(ctx, processed...); err != nil {
+		return err
+	}
+	s.forget(processed...)
+	return nil
+}
+
+func (s *basicStore) forget(ids ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range ids {
+		delete(s.claimed, id)
+	}
+}
+
+// put has a message given out again when it is due.
+func (s *basicStore) put(m Message, due time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.claimed, m.ID)
+	s.waiting = append(s.waiting, waitingMessage{m, due})
+}
+
+// Release implements LeasedStore. What waits here at the end of a run is there for the next one.
+func (s *basicStore) Release(_ context.Context, ids ...string) error {
+	for _, id := range ids {
+		s.mu.Lock()
+		m, known := s.claimed[id]
+		s.mu.Unlock()
+		if known {
+			s.put(m, time.Time{})
+		}
+	}
+	return nil
+}
+
+// Owned implements LeasedStore.
+func (s *basicStore) Owned(string) bool { return true }
+
+// PauseTopics implements TopicPauser.
+func (s *basicStore) PauseTopics(topics ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.paused = slices.Clone(topics)
+}
+
+// Notify implements Notifier, if the Store does.
+func (s *basicStore) Notify(ctx context.Context, wake func()) error {
+	if n, ok := s.Store.(Notifier); ok {
+		return n.Notify(ctx, wake)
+	}
+	<-ctx.Done()
+	return nil
+}

@@ -1,0 +1,406 @@
+package outbox
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+)
+
+// dispatcher decides what is published when. It has no goroutine, channel or clock: the relay's loop is the only one
+// to call it, and tells it the time.
+//
+// Invariants:
+//
+//   - Of each key at most one message is ready or being published: the front of its queue.
+//   - When that one fails or is set aside, those behind it go back to the store, which gives them out again when the
+//     outcome has been written.
+//   - Every claimed message leaves exactly once: with an outcome, with a release, or because its lease was lost.
+type dispatcher struct {
+	cfg     *Config
+	observe func(Event)
+	outages *outages
+
+	keys  map[string]*keyQueue
+	ready ring
+
+	publishing running // sent and not returned, by when they were sent
+	stalled    int     // of those, the ones that do not count as workers any more
+
+	// Claimed and not settled or released yet.
+	inFlight, inFlightBytes int
+
+	pending      marks
+	pendingSince time.Time
+	published    int
+	lastErr      error // of the latest failure, for Drain
+	failures     int
+}
+
+// item is a claimed message. The dispatcher owns it, except for msg while a worker publishes it.
+type item struct {
+	msg       Message
+	size      int
+	claimedAt time.Time
+	startedAt time.Time
+	probe     func(error) // ends the topic's probe that this is, if it is one
+	// again is set when the store has given the message out once more, after the lease was lost and taken again.
+	again      bool
+	phase      atomic.Int32
+	prev, next *item // in running
+}
+
+// A Publish call either returns or stalls first; whoever changes the phase first, the worker or the dispatcher, decides.
+const (
+	phaseSent int32 = iota
+	phaseReturned
+	phaseStalled
+)
+
+// keyQueue holds the claimed messages of a key, ascending. Its front is ready or being published.
+type keyQueue struct{ items []*item }
+
+// marks is what the store is to be told: outcomes, and claims to give back.
+type marks struct {
+	outcomes []Outcome
+	released []string
+	// What that frees.
+	items, bytes int
+}
+
+func (m *marks) empty() bool { return m.items == 0 }
+
+func newDispatcher(cfg *Config, observe func(Event)) *dispatcher {
+	return &dispatcher{cfg: cfg, observe: observe, outages: newOutages(observe), keys: map[string]*keyQueue{}}
+}
+
+// claimed takes messages in.
+func (d *dispatcher) claimed(msgs []Message, now time.Time) {
+	items := make([]item, len(msgs))
+	for i := range msgs {
+		it := &items[i]
+		it.msg, it.size, it.claimedAt = msgs[i], msgs[i].Size(), now
+		if d.isKnown(it) {
+			continue
+		}
+		d.inFlight++
+		d.inFlightBytes += it.size
+		if it.msg.Key == "" {
+			d.ready.push(it)
+			continue
+		}
+		q := d.keys[it.msg.Key]
+		if q == nil {
+			q = &keyQueue{}
+			d.keys[it.msg.Key] = q
+		}
+		q.items = append(q.items, it)
+		if len(q.items) == 1 {
+			d.ready.push(it)
+		}
+	}
+}
+
+// isKnown tells whether the message is here already: the lease was lost and taken again meanwhile.
+func (d *dispatcher) isKnown(it *item) bool {
+	q := d.keys[it.msg.Key]
+	if q == nil {
+		return false
+	}
+	for _, other := range q.items {
+		if other.msg.ID == it.msg.ID {
+			other.again = true
+			return true
+		}
+	}
+	return false
+}
+
+// next returns the next message to publish, or nil if none may be, and counts it as being published.
+func (d *dispatcher) next(now time.Time) *item {
+	for {
+		it := d.ready.pop()
+		switch {
+		case it == nil:
+			return nil
+		case it.msg.Status == StatusFailed: // it cannot be decoded
+			d.setAside(it, errors.New(it.msg.LastError), now)
+		case !d.outages.admits(it):
+			d.keepInStore(it, now)
+		default:
+			it.startedAt = now
+			d.publishing.push(it)
+			return it
+		}
+	}
+}
+
+// workers is how many Publish calls count as running.
+func (d *dispatcher) workers() int { return d.publishing.n - d.stalled }
+
+// returned takes the result of a Publish call, or errLost if it was not made because the lease was gone.
+func (d *dispatcher) returned(it *item, err error, now time.Time) {
+	d.publishing.remove(it)
+	if it.phase.Load() == phaseStalled {
+		d.stalled--
+	}
+	switch {
+	case err == nil:
+		d.published++
+		d.outages.succeeded(it, now)
+		d.settle(it, Outcome{ID: it.msg.ID, Status: StatusProcessed, Archive: d.cfg.Retention > 0}, now)
+		d.advance(it)
+	case errors.Is(err, errLost):
+		d.lost(it, now)
+	default:
+		d.failed(it, err, now)
+	}
+}
+
+// errLost is the result of a message whose lease had ended before it could be published.
+var errLost = errors.New("the lease was lost")
+
+// lost forgets a message whose claim is gone, and those behind it in its key with it: even if the lease is back
+// already, they must not go before the message that the store is about to give out again.
+func (d *dispatcher) lost(it *item, now time.Time) {
+	d.outages.dropped(it, now)
+	q := d.keys[it.msg.Key]
+	if q == nil {
+		q = &keyQueue{items: []*item{it}}
+	}
+	for len(q.items) > 0 && !q.items[0].again {
+		d.inFlight--
+		d.inFlightBytes -= q.items[0].size
+		q.items = q.items[1:]
+	}
+	if len(q.items) == 0 {
+		delete(d.keys, it.msg.Key)
+		return
+	}
+	front := q.items[0]
+	front.again = false
+	front.phase.Store(phaseSent)
+	d.ready.push(front)
+}
+
+// panicError is a panic of the broker's publisher: always the fault of the message that it was given.
+type panicError struct{ value any }
+
+func (e panicError) Error() string { return fmt.Sprintf("the publisher panicked: %v", e.value) }
+
+func (d *dispatcher) failed(it *item, err error, now time.Time) {
+	d.lastErr, d.failures = err, d.failures+1
+	if d.cfg.PermanentError(err) {
+		d.outages.answered(it, now)
+		d.setAside(it, err, now)
+		return
+	}
+	counts, free := d.outages.failed(it, err, now)
+	if panicked := (panicError{}); errors.As(err, &panicked) {
+		counts = true
+	}
+	retries := it.msg.Retries + 1
+	switch {
+	case counts && retries >= d.cfg.MaxRetries:
+		d.setAside(it, err, now)
+	case counts:
+		d.retry(it, err, true, d.cfg.RetryDelay(retries), now)
+	default:
+		d.retry(it, err, false, fullJitter(d.cfg.RetryBackoff, min(d.cfg.MaxRetryBackoff, probeInterval), free), now)
+	}
+}
+
+func (d *dispatcher) retry(it *item, err error, counted bool, after time.Duration, now time.Time) {
+	o := Outcome{ID: it.msg.ID, Status: StatusPending, RetryAfter: after}
+	if counted {
+		o.Err = err
+	}
+	d.observe(FailedEvent{Message: it.msg, Err: err, Counted: counted, RetryAfter: after})
+	d.settle(it, o, now)
+	d.releaseKey(it, now)
+}
+
+func (d *dispatcher) setAside(it *item, err error, now time.Time) {
+	d.observe(SetAsideEvent{Message: it.msg, Err: err})
+	d.settle(it, Outcome{ID: it.msg.ID, Status: StatusFailed, Err: err}, now)
+	d.releaseKey(it, now)
+}
+
+// keepInStore gives a message whose topic is down back, with all behind it in its key.
+func (d *dispatcher) keepInStore(it *item, now time.Time) {
+	d.release(it, now)
+	d.releaseKey(it, now)
+}
+
+// advance lets the message behind it go.
+func (d *dispatcher) advance(it *item) {
+	q := d.keys[it.msg.Key]
+	if q == nil || len(q.items) == 0 || q.items[0] != it {
+		return
+	}
+	q.items[0] = nil
+	q.items = q.items[1:]
+	if len(q.items) == 0 {
+		delete(d.keys, it.msg.Key)
+		return
+	}
+	d.ready.push(q.items[0])
+}
+
+// releaseKey gives all messages behind it back to the store.
+func (d *dispatcher) releaseKey(it *item, now time.Time) {
+	q := d.keys[it.msg.Key]
+	if q == nil || len(q.items) == 0 || q.items[0] != it {
+		return
+	}
+	for _, behind := range q.items[1:] {
+		d.release(behind, now)
+	}
+	delete(d.keys, it.msg.Key)
+}
+
+// releaseWaiting gives back everything that is not being published.
+func (d *dispatcher) releaseWaiting(now time.Time) {
+	for it := d.ready.pop(); it != nil; it = d.ready.pop() {
+		d.keepInStore(it, now)
+	}
+	for it := d.publishing.head; it != nil; it = it.next {
+		d.releaseBehind(it, now)
+	}
+}
+
+// releaseBehind gives back what waits behind a message that is being published.
+func (d *dispatcher) releaseBehind(it *item, now time.Time) {
+	if q := d.keys[it.msg.Key]; q != nil && q.items[0] == it {
+		for _, behind := range q.items[1:] {
+			d.release(behind, now)
+		}
+		q.items = q.items[:1]
+	}
+}
+
+func (d *dispatcher) settle(it *item, o Outcome, now time.Time) {
+	d.mark(it, now)
+	d.pending.outcomes = append(d.pending.outcomes, o)
+}
+
+func (d *dispatcher) release(it *item, now time.Time) {
+	d.mark(it, now)
+	d.pending.released = append(d.pending.released, it.msg.ID)
+}
+
+func (d *dispatcher) mark(it *item, now time.Time) {
+	if d.pending.empty() {
+		d.pendingSince = now
+	}
+	d.pending.items++
+	d.pending.bytes += it.size
+	it.msg.Payload, it.msg.Headers = nil, nil // its neighbours in the batch may keep it in memory for long
+}
+
+// takeMarks returns what the store is to be told, and expects marked for it.
+func (d *dispatcher) takeMarks() marks {
+	m := d.pending
+	d.pending = marks{}
+	return m
+}
+
+// marked notes that the store knows.
+func (d *dispatcher) marked(m marks) {
+	d.inFlight -= m.items
+	d.inFlightBytes -= m.bytes
+}
+
+// tick notices calls that have not returned in time. Their keys' other messages go back, so that hung calls do not fill
+// the window. It returns how many workers must be replaced.
+func (d *dispatcher) tick(now time.Time) (replace int) {
+	for it := d.publishing.unstalled; it != nil && now.Sub(it.startedAt) >= d.cfg.PublishTimeout; it = it.next {
+		if it.phase.CompareAndSwap(phaseSent, phaseStalled) {
+			d.stalled++
+			replace++
+			d.releaseBehind(it, now)
+			d.outages.stalled(it, now)
+			d.observe(StalledEvent{Message: it.msg, Duration: now.Sub(it.startedAt)})
+		}
+		d.publishing.unstalled = it.next
+	}
+	return replace
+}
+
+// nextTick is when tick has something to do, the zero time if nothing.
+func (d *dispatcher) nextTick() time.Time {
+	if it := d.publishing.unstalled; it != nil {
+		return it.startedAt.Add(d.cfg.PublishTimeout)
+	}
+	return time.Time{}
+}
+
+// running is a list of messages, oldest first. unstalled is the first that tick has not dealt with.
+type running struct {
+	head, tail, unstalled *item
+	n                     int
+}
+
+func (r *running) push(it *item) {
+	it.prev, it.next = r.tail, nil
+	if r.tail != nil {
+		r.tail.next = it
+	} else {
+		r.head = it
+	}
+	r.tail = it
+	if r.unstalled == nil {
+		r.unstalled = it
+	}
+	r.n++
+}
+
+func (r *running) remove(it *item) {
+	if r.unstalled == it {
+		r.unstalled = it.next
+	}
+	if it.prev != nil {
+		it.prev.next = it.next
+	} else {
+		r.head = it.next
+	}
+	if it.next != nil {
+		it.next.prev = it.prev
+	} else {
+		r.tail = it.prev
+	}
+	it.prev, it.next = nil, nil
+	r.n--
+}
+
+// ring is a queue that reuses its memory.
+type ring struct {
+	items []*item // its length is a power of two
+	begin int
+	n     int
+}
+
+func (r *ring) push(it *item) {
+	if r.n == len(r.items) {
+		grown := make([]*item, max(16, 2*len(r.items)))
+		k := copy(grown, r.items[r.begin:])
+		copy(grown[k:], r.items[:r.begin])
+		r.items, r.begin = grown, 0
+	}
+	r.items[(r.begin+r.n)&(len(r.items)-1)] = it
+	r.n++
+}
+
+func (r *ring) pop() *item {
+	if r.n == 0 {
+		return nil
+	}
+	it := r.items[r.begin]
+	r.items[r.begin] = nil
+	r.begin = (r.begin + 1) & (len(r.items) - 1)
+	r.n--
+	return it
+}
+
+// idle tells that everything claimed has been settled and that the store knows.
+func (d *dispatcher) idle() bool { return d.inFlight == 0 }

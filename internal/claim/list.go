@@ -1,0 +1,206 @@
+package claim
+
+import "container/heap"
+
+// place says which of the queue's collections a list is in. Where a list is follows from its front; place puts it
+// there after every change of the front or of what is claimed.
+type place int
+
+const (
+	nowhere   place = iota // empty, or something of it is claimed
+	ready                  // in Queue.ready
+	unloaded               // in Queue.unloaded
+	isWaiting              // in Queue.waiting
+	parked                 // in Queue.parked, under the topic in parkedAt
+)
+
+// list holds the messages of one key that are known and not done, ascending by id.
+type list struct {
+	slot    int
+	key     string
+	entries []*entry
+	claimed int
+	// more is the id from which on the list must be read again, because its tail was dropped; 0 for a whole list.
+	more int64
+
+	where      place
+	parkedAt   *fifo
+	prev, next *list // in the fifo it is in
+	due        int64 // of its front when it went into the heap
+	at         int   // in the heap
+}
+
+// place puts l where its front says.
+func (q *Queue) place(l *list) {
+	switch {
+	case l.claimed > 0:
+		q.unplace(l)
+	case len(l.entries) == 0:
+		q.unplace(l)
+		if l.key != "" && l.more == 0 {
+			delete(q.lists, listID{l.slot, l.key})
+		}
+	case l.entries[0].due > q.waiting.now:
+		q.unplace(l)
+		l.where, l.due = isWaiting, l.entries[0].due
+		heap.Push(&q.waiting, l)
+	case q.isPaused(l.entries[0].topic):
+		q.put(l, parked, q.parked[l.entries[0].topic])
+	case l.entries[0].msg == nil:
+		q.put(l, unloaded, &q.unloaded)
+	default:
+		q.put(l, ready, &q.ready)
+	}
+}
+
+// put moves l to the end of f, unless it is in it.
+func (q *Queue) put(l *list, where place, f *fifo) {
+	if l.where == where && l.parkedAt == f {
+		return
+	}
+	q.unplace(l)
+	l.where, l.parkedAt = where, f
+	f.push(l)
+}
+
+func (q *Queue) unplace(l *list) {
+	switch l.where {
+	case nowhere:
+	case isWaiting:
+		heap.Remove(&q.waiting, l.at)
+	case ready, unloaded, parked:
+		l.parkedAt.remove(l)
+	}
+	l.where, l.parkedAt = nowhere, nil
+}
+
+// promote moves lists whose time has come out of the heap.
+func (q *Queue) promote(now int64) {
+	q.waiting.now = max(q.waiting.now, now)
+	for len(q.waiting.lists) > 0 && q.waiting.lists[0].due <= q.waiting.now {
+		q.place(q.waiting.lists[0])
+	}
+}
+
+// truncateLongest makes room by dropping the second half of the longest list. Lists that are short already stay, and
+// Full tells the reader to stop.
+func (q *Queue) truncateLongest() {
+	var longest *list
+	for _, l := range q.lists {
+		if longest == nil || len(l.entries) > len(longest.entries) {
+			longest = l
+		}
+	}
+	if longest == nil || len(longest.entries) < 4*q.perKey {
+		return
+	}
+	keep := max(len(longest.entries)/2, longest.claimed)
+	longest.more = longest.entries[keep].id
+	for _, e := range longest.entries[keep:] {
+		q.load(e, nil)
+		delete(q.entries, e.id)
+	}
+	clear(longest.entries[keep:])
+	longest.entries = longest.entries[:keep]
+	q.truncated[longest] = struct{}{}
+}
+
+// Refill returns the id from which on rows must be read again, because a truncated list has run low.
+func (q *Queue) Refill() (from int64, wanted bool) {
+	for l := range q.truncated {
+		if len(l.entries) < q.perKey && (!wanted || l.more < from) {
+			from, wanted = l.more, true
+		}
+	}
+	return from, wanted
+}
+
+// AddRefill takes in rows, ascending, that a read of all ids from Refill's answer up to through has shown; complete
+// tells that nothing known to the caller's other reads lies above through.
+func (q *Queue) AddRefill(rows []Row, through int64, complete bool) {
+	for _, r := range rows {
+		l := q.lists[listID{r.Slot, r.Key}]
+		if l == nil || l.more == 0 || r.ID < l.more || len(l.entries) >= 2*q.perKey {
+			continue
+		}
+		l.more = r.ID + 1
+		if _, done := q.settled[r.ID]; !done {
+			q.insert(l, r)
+		}
+	}
+	full := map[*list]bool{}
+	for _, r := range rows {
+		if l := q.lists[listID{r.Slot, r.Key}]; l != nil && l.more != 0 && r.ID >= l.more {
+			full[l] = true // it had no room for this row; more stays where it is
+		}
+	}
+	for l := range q.truncated {
+		if full[l] || l.more > through+1 {
+			continue
+		}
+		l.more = through + 1
+		if complete {
+			l.more = 0
+			delete(q.truncated, l)
+			q.place(l) // an empty one goes
+		}
+	}
+}
+
+// fifo is a list of lists, linked through them.
+type fifo struct {
+	head, tail *list
+	n          int
+}
+
+func (f *fifo) push(l *list) {
+	l.prev, l.next = f.tail, nil
+	if f.tail != nil {
+		f.tail.next = l
+	} else {
+		f.head = l
+	}
+	f.tail = l
+	f.n++
+}
+
+func (f *fifo) remove(l *list) {
+	if l.prev != nil {
+		l.prev.next = l.next
+	} else {
+		f.head = l.next
+	}
+	if l.next != nil {
+		l.next.prev = l.prev
+	} else {
+		f.tail = l.prev
+	}
+	l.prev, l.next = nil, nil
+	f.n--
+}
+
+// dueHeap orders lists by when their front is due. now is the latest time it was told.
+type dueHeap struct {
+	lists []*list
+	now   int64
+}
+
+func (h *dueHeap) Len() int           { return len(h.lists) }
+func (h *dueHeap) Less(i, j int) bool { return h.lists[i].due < h.lists[j].due }
+func (h *dueHeap) Swap(i, j int) {
+	h.lists[i], h.lists[j] = h.lists[j], h.lists[i]
+	h.lists[i].at, h.lists[j].at = i, j
+}
+
+func (h *dueHeap) Push(x any) {
+	l := x.(*list) //nolint:forcetypeassert // only lists are pushed
+	l.at = len(h.lists)
+	h.lists = append(h.lists, l)
+}
+
+func (h *dueHeap) Pop() any {
+	l := h.lists[len(h.lists)-1]
+	h.lists[len(h.lists)-1] = nil
+	h.lists = h.lists[:len(h.lists)-1]
+	return l
+}

@@ -1,0 +1,298 @@
+package sqlstore
+
+import (
+	"context"
+	"errors"
+	"math"
+	"strconv"
+	"time"
+
+	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/internal/claim"
+)
+
+const (
+	// minRead is the fewest rows a read asks for: the statement costs more than they.
+	minRead = 64
+	// maxReads bounds the reads of one Claim while nothing that may be claimed was found, as behind a long run of
+	// blocked keys; the next Claim goes on from there.
+	maxReads = 16
+	// refillRows is how many rows are read at once for lists that lost their tails.
+	refillRows = 5000
+)
+
+// Claim implements outbox.LeasedStore.
+func (e *Engine) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Message, error) {
+	e.claimMu.Lock()
+	defer e.claimMu.Unlock()
+	observer, eventCtx := outbox.ObserverFromContext(ctx), context.WithoutCancel(ctx)
+	e.mu.Lock()
+	e.tell = func(event outbox.Event) { observer.Observe(eventCtx, event) }
+	e.mu.Unlock()
+	if err := e.check(ctx); err != nil {
+		return nil, err
+	}
+	if err := e.lead(ctx); err != nil {
+		return nil, err
+	}
+	if limit <= 0 {
+		return nil, nil
+	}
+	for reads := 0; reads < maxReads && ctx.Err() == nil; reads++ {
+		e.mu.Lock()
+		ready := e.queue.Ready(e.tick())
+		e.mu.Unlock()
+		if ready >= limit || (ready > 0 && reads >= 4) {
+			break
+		}
+		more, err := e.fill(ctx, limit-ready, maxBytes)
+		if err != nil {
+			return nil, err
+		}
+		if !more {
+			break
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	claimed := e.queue.Claim(e.tick(), limit, maxBytes)
+	msgs := make([]outbox.Message, len(claimed))
+	for i, m := range claimed {
+		msgs[i] = *m
+	}
+	return msgs, nil
+}
+
+// check makes sure once that all tables and columns are there.
+func (e *Engine) check(ctx context.Context) error {
+	if e.checked {
+		return nil
+	}
+	err := e.db.Query(ctx, e.sql["check"], nil, func(Scanner) (bool, error) { return true, nil })
+	e.checked = err == nil
+	return e.fail("check the schema", err)
+}
+
+// fill reads what may be claimed next, about n messages of it. more is false when there is nothing left to read. The
+// caller holds claimMu.
+func (e *Engine) fill(ctx context.Context, n, maxBytes int) (more bool, err error) {
+	e.mu.Lock()
+	now := e.tick()
+	wanted := e.queue.Wanted(now, n)
+	refillFrom, refill := e.queue.Refill()
+	full := e.queue.Full()
+	e.mu.Unlock()
+
+	n = max(n, minRead)
+	if len(wanted) > 0 {
+		if err := e.load(ctx, wanted); err != nil {
+			return false, e.fail("read messages by id", err)
+		}
+		more = true
+	}
+	if refill {
+		if err := e.refill(ctx, refillFrom); err != nil {
+			return false, e.fail("read on behind a long key", err)
+		}
+		more = true
+	}
+	if full {
+		return more, nil
+	}
+	if err := e.readDue(ctx, n, maxBytes); err != nil {
+		return false, e.fail("read delayed messages", err)
+	}
+	read, err := e.readOn(ctx, n, maxBytes)
+	if err != nil {
+		return false, e.fail("read messages", err)
+	}
+	return more || read, nil
+}
+
+// readOn reads the rows behind the cursor.
+func (e *Engine) readOn(ctx context.Context, n, maxBytes int) (more bool, err error) {
+	count, last, cut := 0, e.cursor, false
+	// A row is delayed or due here by a time that readDue has not passed, or nobody would read it again.
+	now := e.databaseNow()
+	if now.Before(e.due.at) {
+		now = e.due.at
+	}
+	err = e.read(ctx, "read", []any{e.cursor, int64(math.MaxInt64), n}, maxBytes, &cut, func(r *row) *claim.Row {
+		count, last = count+1, r.id
+		return e.rowFor(r, now)
+	})
+	if err != nil {
+		return false, err
+	}
+	e.cursor = last
+	return cut || count == n, nil
+}
+
+// readDue reads delayed messages, among those that the cursor has passed, whose time has come.
+func (e *Engine) readDue(ctx context.Context, n, maxBytes int) error {
+	now := e.databaseNow()
+	if now.Before(e.due.at) { // the clock was set back: what has been read since is known or done
+		e.due = dueCursor{at: now}
+	}
+	count, last, cut := 0, e.due, false
+	toColumn := e.dialect.Time.ToColumn
+	args := []any{toColumn(e.due.at), e.due.id, toColumn(now), e.cursor, n}
+	err := e.read(ctx, "read_due", args, maxBytes, &cut, func(r *row) *claim.Row {
+		at, err := e.timeFrom(r.due)
+		if err != nil {
+			at = last.at // a damaged time, which sorts as it does; the message will tell
+		}
+		count, last = count+1, dueCursor{at: at, id: r.id}
+		return e.rowFor(r, time.Time{})
+	})
+	if err != nil {
+		return err
+	}
+	if count < n && !cut {
+		last = dueCursor{at: now.Truncate(time.Millisecond), id: math.MaxInt64}
+	}
+	e.due = last
+	return nil
+}
+
+// read runs a read statement and adds its rows to the queue, all of them under one BeginRead. It stops, with *cut true,
+// behind the row that exceeds maxBytes. take returns nil for a row that is not to enter.
+func (e *Engine) read(
+	ctx context.Context, query string, args []any, maxBytes int, cut *bool, take func(*row) *claim.Row,
+) error {
+	e.mu.Lock()
+	e.queue.BeginRead()
+	e.mu.Unlock()
+	var rows []claim.Row
+	bytes := 0
+	err := e.db.Query(ctx, e.sql[query], args, func(s Scanner) (bool, error) {
+		r := &row{}
+		if err := r.scan(s); err != nil {
+			return false, err
+		}
+		bytes += r.msg.Size() + len(r.headers)
+		if taken := take(r); taken != nil {
+			rows = append(rows, *taken)
+		}
+		*cut = bytes > maxBytes
+		return !*cut, nil
+	})
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	defer e.queue.EndRead()
+	if err != nil {
+		return err
+	}
+	for _, r := range rows {
+		if _, held := e.leases[r.Slot]; held {
+			e.queue.Add(r)
+		}
+	}
+	return nil
+}
+
+// rowFor returns what the queue needs of a row, or nil for one that is delayed beyond now and was not tried yet: it
+// enters when it is due. One that was tried enters as it is, and waits at the front of its key.
+func (e *Engine) rowFor(r *row, now time.Time) *claim.Row {
+	m := e.message(r, outbox.StatusProcessing)
+	due := int64(0)
+	if !m.AvailableAt.IsZero() && !now.IsZero() {
+		if m.Retries == 0 && m.AvailableAt.After(now) {
+			return nil
+		}
+		due = e.tick() + int64(m.AvailableAt.Sub(now))
+	}
+	return &claim.Row{ID: r.id, Slot: r.slot, Key: m.Key, Topic: m.Topic, Due: due, Message: m}
+}
+
+// load reads messages by id whose payload is not in memory. They are due: only such are wanted.
+func (e *Engine) load(ctx context.Context, ids []int64) error {
+	found := make(map[int64]*outbox.Message, len(ids))
+	err := e.db.Query(ctx, e.sql["read_ids"], []any{jsonIDs(ids)}, func(s Scanner) (bool, error) {
+		r := &row{}
+		if err := r.scan(s); err != nil {
+			return false, err
+		}
+		found[r.id] = e.message(r, outbox.StatusProcessing)
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, id := range ids {
+		if m := found[id]; m != nil {
+			e.queue.Load(id, 0, m)
+		} else {
+			e.queue.Gone(id)
+		}
+	}
+	return nil
+}
+
+// refill reads on behind keys that were too long to be kept in memory whole.
+func (e *Engine) refill(ctx context.Context, from int64) error {
+	e.mu.Lock()
+	e.queue.BeginRead()
+	e.mu.Unlock()
+	var rows []claim.Row
+	count, now, through := 0, e.databaseNow(), e.cursor
+	args := []any{from - 1, e.cursor, refillRows}
+	err := e.db.Query(ctx, e.sql["read"], args, func(s Scanner) (bool, error) {
+		r := &row{}
+		if err := r.scan(s); err != nil {
+			return false, err
+		}
+		if taken := e.rowFor(r, now); taken != nil {
+			taken.Message = nil // the queue asks for those it needs
+			rows = append(rows, *taken)
+		}
+		if count++; count == refillRows {
+			through = r.id
+		}
+		return true, nil
+	})
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	defer e.queue.EndRead()
+	if err != nil {
+		return err
+	}
+	e.queue.AddRefill(rows, through, through == e.cursor)
+	return nil
+}
+
+// databaseNow is the database's time, going by what it was when slots were last taken or renewed.
+func (e *Engine) databaseNow() time.Time {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return time.Now().Add(e.clockDiff)
+}
+
+func messageID(m *outbox.Message) int64 {
+	id, err := strconv.ParseInt(m.ID, 10, 64)
+	if err != nil {
+		panic(err) // the engine made the id
+	}
+	return id
+}
+
+// FetchPending implements outbox.Store.
+func (e *Engine) FetchPending(ctx context.Context, limit int) ([]outbox.Message, error) {
+	msgs, err := e.Claim(ctx, limit, claim.ByHandBytes)
+	if errors.Is(err, outbox.ErrNoLease) {
+		return nil, nil
+	}
+	return msgs, err
+}
+
+// PauseTopics implements outbox.TopicPauser.
+func (e *Engine) PauseTopics(topics ...string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.queue.Pause(topics)
+}

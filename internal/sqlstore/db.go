@@ -1,0 +1,209 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"reflect"
+	"sync"
+
+	"github.com/watermill-outbox/outbox"
+)
+
+// Scanner is a row of a result.
+type Scanner interface{ Scan(dest ...any) error }
+
+// Conn runs statements, in a transaction or each by itself.
+type Conn interface {
+	// Exec returns the number of rows affected.
+	Exec(ctx context.Context, query string, args ...any) (int64, error)
+	// Query calls each for every row, until it returns false or an error.
+	Query(ctx context.Context, query string, args []any, each func(Scanner) (bool, error)) error
+}
+
+// Tx is a transaction of the engine's own.
+type Tx interface {
+	Conn
+	Commit() error
+	Rollback() error
+	// Handle is what the user's code gets: a *sql.Tx, a pgx.Tx.
+	Handle() any
+}
+
+// DB is a database handle.
+type DB interface {
+	Conn
+	// Begin begins a transaction that a cancelled ctx does not end.
+	Begin(ctx context.Context) (Tx, error)
+	// AsTx returns a user's transaction as a Conn, or an error that wraps outbox.ErrInvalidTx.
+	AsTx(tx any) (Conn, error)
+	// IsHandle tells whether v is the handle that this DB was made from.
+	IsHandle(v any) bool
+	// Close frees what the DB has made for itself, and leaves the handle open.
+	Close() error
+}
+
+// SQLDB is a DB over database/sql. It prepares each statement of the engine's own once.
+type SQLDB struct {
+	db *sql.DB
+
+	mu    sync.Mutex
+	stmts map[string]*sql.Stmt
+}
+
+// NewSQLDB returns a DB over db, which stays the caller's to close.
+func NewSQLDB(db *sql.DB) *SQLDB { return &SQLDB{db: db, stmts: map[string]*sql.Stmt{}} }
+
+func (d *SQLDB) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
+	d.mu.Lock()
+	stmt := d.stmts[query]
+	d.mu.Unlock()
+	if stmt != nil {
+		return stmt, nil
+	}
+	stmt, err := d.db.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if other := d.stmts[query]; other != nil { // somebody else was faster
+		return other, stmt.Close()
+	}
+	d.stmts[query] = stmt
+	return stmt, nil
+}
+
+// Exec implements Conn.
+func (d *SQLDB) Exec(ctx context.Context, query string, args ...any) (int64, error) {
+	stmt, err := d.stmt(ctx, query)
+	if err != nil {
+		return 0, err
+	}
+	return affected(stmt.ExecContext(ctx, args...))
+}
+
+// Query implements Conn.
+func (d *SQLDB) Query(ctx context.Context, query string, args []any, each func(Scanner) (bool, error)) error {
+	stmt, err := d.stmt(ctx, query)
+	if err != nil {
+		return err
+	}
+	rows, err := stmt.QueryContext(ctx, args...) //nolint:rowserrcheck,sqlclosecheck // eachRow does both
+	if err != nil {
+		return err
+	}
+	return eachRow(rows, each)
+}
+
+// Close implements DB.
+func (d *SQLDB) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var errs []error
+	for query, stmt := range d.stmts {
+		errs = append(errs, stmt.Close())
+		delete(d.stmts, query)
+	}
+	return errors.Join(errs...)
+}
+
+// IsHandle implements DB.
+func (d *SQLDB) IsHandle(v any) bool {
+	db, ok := v.(*sql.DB)
+	return ok && db == d.db
+}
+
+// Begin implements DB.
+func (d *SQLDB) Begin(ctx context.Context) (Tx, error) {
+	// database/sql rolls back when the context of BeginTx ends, so this one ends with the transaction only; while the
+	// transaction has not begun, the end of ctx stops the wait for it.
+	txCtx, end := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, end)
+	tx, err := d.db.BeginTx(txCtx, nil)
+	if !stop() && err == nil { // ctx ended meanwhile, and the transaction with it
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		end()
+		return nil, err
+	}
+	return &ownTx{sqlConn: sqlConn{tx}, tx: tx, end: end}, nil
+}
+
+// AsTx implements DB.
+func (d *SQLDB) AsTx(tx any) (Conn, error) {
+	const takes = "it takes a *sql.Tx or what wraps one with ExecContext, QueryContext, Commit and Rollback (*sqlx.Tx, " +
+		"bun.Tx); on a *sql.DB or *sql.Conn each statement would commit by itself"
+	t, ok := tx.(sqlTx)
+	if !ok {
+		return nil, fmt.Errorf("a %T: %w: %s", tx, outbox.ErrInvalidTx, takes)
+	}
+	if v := reflect.ValueOf(tx); v.Kind() == reflect.Pointer && v.IsNil() {
+		return nil, fmt.Errorf("a nil %T: %w", tx, outbox.ErrInvalidTx)
+	}
+	return sqlConn{t}, nil
+}
+
+// sqlTx is what a user's transaction has. Handles that commit each statement by themselves have no Commit.
+type sqlTx interface {
+	execQuerier
+	Commit() error
+	Rollback() error
+}
+
+type execQuerier interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+type sqlConn struct{ q execQuerier }
+
+func (c sqlConn) Exec(ctx context.Context, query string, args ...any) (int64, error) {
+	return affected(c.q.ExecContext(ctx, query, args...))
+}
+
+func (c sqlConn) Query(ctx context.Context, query string, args []any, each func(Scanner) (bool, error)) error {
+	rows, err := c.q.QueryContext(ctx, query, args...) //nolint:rowserrcheck,sqlclosecheck // eachRow does both
+	if err != nil {
+		return err
+	}
+	return eachRow(rows, each)
+}
+
+type ownTx struct {
+	sqlConn
+	tx  *sql.Tx
+	end context.CancelFunc
+}
+
+func (t *ownTx) Handle() any { return t.tx }
+
+func (t *ownTx) Commit() error {
+	defer t.end()
+	return t.tx.Commit()
+}
+
+func (t *ownTx) Rollback() error {
+	defer t.end()
+	return t.tx.Rollback()
+}
+
+func affected(result sql.Result, err error) (int64, error) {
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+func eachRow(rows *sql.Rows, each func(Scanner) (bool, error)) error {
+	defer rows.Close() //nolint:errcheck // rows.Err tells more
+	for rows.Next() {
+		more, err := each(rows)
+		if err != nil || !more {
+			return err
+		}
+	}
+	return rows.Err()
+}

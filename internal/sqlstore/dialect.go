@@ -1,0 +1,94 @@
+// Package sqlstore is the engine of the stores on SQL databases: saving, leases, claims, marks, inspection, and the
+// record of handled messages. What differs between databases is a [Dialect] and its .sql files; what differs between
+// drivers is a [DB].
+package sqlstore
+
+import (
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/watermill-outbox/outbox/internal/sqlname"
+)
+
+// Dialect is what differs between databases.
+type Dialect struct {
+	// Name is how errors call the store: "sqlite".
+	Name string
+	// Quote is the byte around identifiers.
+	Quote byte
+	// MaxRows is how many rows one INSERT may have.
+	MaxRows int
+	// Queries holds the statements, one in each <name>.sql, in the dialect's own placeholders. queryNames lists them;
+	// their parameters and columns are told where they are used.
+	Queries fs.FS
+	// IsMissing tells whether err means that a table or a column does not exist.
+	IsMissing func(err error) bool
+	// Time converts times.
+	Time Times
+}
+
+// Times converts between Go's times and the dialect's columns.
+type Times struct {
+	// ToColumn converts a time to an argument.
+	ToColumn func(time.Time) any
+	// FromColumn converts what a column holds.
+	FromColumn func(any) (time.Time, error)
+}
+
+// Millis are times kept as integers, in milliseconds since 1970.
+func Millis() Times {
+	return Times{
+		ToColumn: func(t time.Time) any { return t.UnixMilli() },
+		FromColumn: func(v any) (time.Time, error) {
+			ms, ok := v.(int64)
+			if !ok {
+				return time.Time{}, fmt.Errorf("a time is %T, not an integer", v)
+			}
+			return time.UnixMilli(ms), nil
+		},
+	}
+}
+
+// queryNames are the statements that every dialect has.
+var queryNames = []string{
+	"check", "insert", "read", "read_ids", "read_due",
+	"slots_free", "slots_take", "slots_renew", "slots_give",
+	"delete", "archive", "retry",
+	"archive_purge", "failed_list", "failed_count", "failed_requeue", "failed_delete", "stats", "stats_topics",
+	"processed_get", "processed_mark", "processed_purge",
+}
+
+// queries are a dialect's statements with the table names put in, by name.
+type queries map[string]string
+
+func (d *Dialect) render(names sqlname.Names) (queries, error) {
+	q := queries{}
+	for _, name := range queryNames {
+		text, err := fs.ReadFile(d.Queries, name+".sql")
+		if err != nil {
+			return nil, fmt.Errorf("outbox: dialect %s: %w", d.Name, err)
+		}
+		q[name] = names.Render(strings.TrimRight(string(text), "; \n"))
+	}
+	return q, nil
+}
+
+// repeatRow makes a one-row INSERT ... VALUES (...) into one of n rows.
+func repeatRow(insert string, n int) string {
+	const values = "VALUES"
+	at := strings.LastIndex(insert, values) + len(values)
+	row := strings.TrimSpace(insert[at:])
+	var b strings.Builder
+	b.Grow(at + n*(len(row)+2))
+	b.WriteString(insert[:at])
+	for i := range n {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteByte(' ')
+		b.WriteString(row)
+	}
+	return b.String()
+}

@@ -1,0 +1,185 @@
+package sqlstore
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/internal/claim"
+	"github.com/watermill-outbox/outbox/internal/sqlname"
+)
+
+// Options are what the constructors of the stores take.
+type Options struct {
+	Schema   string
+	Prefix   string
+	LeaseTTL time.Duration
+}
+
+// DefaultLeaseTTL is how long a relay instance that has died keeps others from its slots.
+const DefaultLeaseTTL = 10 * time.Second
+
+const (
+	// perKey is how many messages of one key are claimed at once. While one hangs, its key holds up to so many in the
+	// Forwarder's window; a key that is alone waits for a claim and a mark once in so many.
+	perKey = 64
+	// maxKnown bounds the ids in memory, at about 150 bytes each.
+	maxKnown = 250_000
+	// maxIdleBytes bounds the payloads that were read and not claimed yet.
+	maxIdleBytes = 16 << 20
+	// beginTimeout is how long RunInTx waits for a transaction to begin.
+	beginTimeout = 30 * time.Second
+)
+
+// Engine is an outbox.LeasedStore, with all optional interfaces, over a DB and a Dialect. The stores embed it.
+//
+// Two locks: claimMu lets one Claim at a time read from the database; mu guards the state in memory and is never held
+// during a statement. Who needs both takes claimMu first.
+type Engine struct {
+	self    outbox.Store // the store that embeds the engine, which contexts carry transactions for
+	db      DB
+	dialect Dialect
+	names   sqlname.Names
+	sql     queries
+	ttl     time.Duration
+	owner   string
+
+	claimMu sync.Mutex
+	// All of these are claimMu's.
+	checked  bool      // the schema was found whole
+	nextTake time.Time // no attempt to take slots before
+	cursor   int64     // all rows up to it have been read
+	due      dueCursor // all delayed rows up to it have been read
+
+	mu sync.Mutex
+	// All of these are mu's.
+	queue     *claim.Queue
+	orphans   map[int64]*outbox.Message // claimed when their lease was lost
+	leases    map[int]time.Time         // slot → end by the local monotonic clock, a little before the database's
+	clockDiff time.Duration             // what the database's clock is ahead of ours
+	tell      func(outbox.Event)
+	stopBeat  context.CancelFunc // nil while there is no heartbeat
+	closed    bool
+
+	begun time.Time // what claim.Queue counts time from
+	beats sync.WaitGroup
+}
+
+type dueCursor struct {
+	at time.Time
+	id int64
+}
+
+// New returns an Engine. self is the store that embeds it.
+func New(self outbox.Store, db DB, dialect Dialect, opts Options) (*Engine, error) {
+	names, err := sqlname.New(opts.Schema, opts.Prefix, dialect.Quote)
+	if err != nil {
+		return nil, err
+	}
+	if opts.LeaseTTL == 0 {
+		opts.LeaseTTL = DefaultLeaseTTL
+	}
+	if opts.LeaseTTL < 100*time.Millisecond || opts.LeaseTTL > time.Hour {
+		return nil, fmt.Errorf("%s: LeaseTTL is %v, must be from 100ms to 1h", dialect.Name, opts.LeaseTTL)
+	}
+	q, err := dialect.render(names)
+	if err != nil {
+		return nil, err
+	}
+	e := &Engine{
+		self: self, db: db, dialect: dialect, names: names, sql: q, ttl: opts.LeaseTTL, owner: instanceName(),
+		tell: func(outbox.Event) {}, begun: time.Now(),
+	}
+	e.forget()
+	return e, nil
+}
+
+// forget empties the state of claims. The caller holds both locks, or the only reference.
+func (e *Engine) forget() {
+	e.queue = claim.New(perKey, maxKnown, maxIdleBytes)
+	e.orphans = map[int64]*outbox.Message{}
+	e.leases = map[int]time.Time{}
+	e.cursor, e.due = 0, dueCursor{}
+}
+
+// instanceName is unique per Engine; host and pid are for people who look into the table.
+func instanceName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%.40s/%d/%s", host, os.Getpid(), rand.Text()[:12])
+}
+
+// tick is now on the scale of claim.Queue: monotonic, whatever the clocks do.
+func (e *Engine) tick() int64 { return int64(time.Since(e.begun)) }
+
+// fail says what was being done when err came, and what to do if the schema is not there.
+func (e *Engine) fail(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if e.dialect.IsMissing(err) {
+		return fmt.Errorf("%s: %s: %w: %w", e.dialect.Name, doing, err, outbox.ErrNotMigrated)
+	}
+	return fmt.Errorf("%s: %s: %w", e.dialect.Name, doing, err)
+}
+
+// Names tells how the tables are called.
+func (e *Engine) Names() sqlname.Names { return e.names }
+
+// Close implements io.Closer: it releases claims and leases, and frees prepared statements. The database handle stays
+// open, and publishing goes on working.
+func (e *Engine) Close() error {
+	err := e.Release(context.Background())
+	e.mu.Lock()
+	e.closed = true
+	e.mu.Unlock()
+	return errors.Join(err, e.db.Close())
+}
+
+// RunInTx implements outbox.Transactor.
+func (e *Engine) RunInTx(ctx context.Context, fn func(ctx context.Context, tx any) error) error {
+	tx, err := e.begin(ctx)
+	if err != nil {
+		return e.fail("begin a transaction", err)
+	}
+	ended := false
+	defer func() {
+		if !ended { // fn panicked
+			_ = tx.Rollback()
+		}
+	}()
+	err = fn(outbox.ContextWithTx(ctx, e.self, tx.Handle()), tx.Handle())
+	ended = true
+	if err != nil {
+		_ = tx.Rollback() // its error would hide err; the transaction ends either way
+		return err
+	}
+	return e.fail("commit", tx.Commit())
+}
+
+// begin begins a transaction that a cancelled ctx neither prevents nor ends.
+func (e *Engine) begin(ctx context.Context) (Tx, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), beginTimeout)
+	defer cancel()
+	return e.db.Begin(ctx)
+}
+
+// inTx runs a few statements of the engine's own in a transaction.
+func (e *Engine) inTx(ctx context.Context, fn func(Conn) error) error {
+	tx, err := e.db.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	if err := fn(tx); err != nil {
+		_ = tx.Rollback() // its error would hide err; the transaction ends either way
+		return err
+	}
+	return tx.Commit()
+}

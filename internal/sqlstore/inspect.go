@@ -1,0 +1,131 @@
+package sqlstore
+
+import (
+	"context"
+	"math"
+	"time"
+
+	"github.com/watermill-outbox/outbox"
+)
+
+// purgeChunk is how many rows are deleted in one transaction by the clean-ups.
+const purgeChunk = 1000
+
+// DeleteProcessedBefore implements outbox.Store. It deletes in chunks, each in a transaction of its own.
+func (e *Engine) DeleteProcessedBefore(ctx context.Context, t time.Time) (int64, error) {
+	return e.purge(ctx, e.db, "archive_purge", t)
+}
+
+func (e *Engine) purge(ctx context.Context, conn Conn, query string, t time.Time) (int64, error) {
+	total := int64(0)
+	for {
+		n, err := conn.Exec(ctx, e.sql[query], e.dialect.Time.ToColumn(t), purgeChunk)
+		total += n
+		if err != nil || n < purgeChunk {
+			return total, e.fail("purge", err)
+		}
+	}
+}
+
+// ListFailed implements outbox.Inspector.
+func (e *Engine) ListFailed(ctx context.Context, afterID string, limit int) ([]outbox.Message, error) {
+	after := int64(0)
+	if afterID != "" {
+		ids, err := parseIDs([]string{afterID})
+		if err != nil {
+			return nil, e.fail("list failed messages", err)
+		}
+		after = ids[0]
+	}
+	var page []outbox.Message
+	err := e.db.Query(ctx, e.sql["failed_list"], []any{after, limit}, func(s Scanner) (bool, error) {
+		r := &row{}
+		var processed any
+		err := s.Scan(&r.id, &r.msg.UUID, &r.msg.Topic, &r.msg.Key, &r.msg.Payload, &r.headers, &r.retries, &r.due,
+			&r.msg.LastError, &r.created, &processed)
+		if err != nil {
+			return false, err
+		}
+		lastError := r.msg.LastError
+		m := e.message(r, outbox.StatusFailed)
+		m.LastError = lastError // what it was set aside for, even if the row is damaged
+		m.ProcessedAt, err = e.timeFrom(processed)
+		page = append(page, *m)
+		return true, err
+	})
+	return page, e.fail("list failed messages", err)
+}
+
+// CountFailed implements outbox.Inspector.
+func (e *Engine) CountFailed(ctx context.Context) (int64, error) {
+	var n int64
+	err := e.db.Query(ctx, e.sql["failed_count"], nil, func(s Scanner) (bool, error) { return true, s.Scan(&n) })
+	return n, e.fail("count failed messages", err)
+}
+
+// Requeue implements outbox.Inspector.
+func (e *Engine) Requeue(ctx context.Context, ids ...string) (int64, error) {
+	n, err := e.takeFailed(ctx, ids, "failed_requeue", "failed_delete")
+	return n, e.fail("requeue", err)
+}
+
+// Discard implements outbox.Inspector.
+func (e *Engine) Discard(ctx context.Context, ids ...string) (int64, error) {
+	n, err := e.takeFailed(ctx, ids, "failed_delete")
+	return n, e.fail("discard", err)
+}
+
+func (e *Engine) takeFailed(ctx context.Context, ids []string, queries ...string) (n int64, err error) {
+	numbers, err := parseIDs(ids)
+	if err != nil || len(ids) == 0 {
+		return 0, err
+	}
+	err = e.inTx(ctx, func(tx Conn) error {
+		for _, query := range queries {
+			if n, err = tx.Exec(ctx, e.sql[query], jsonIDs(numbers)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return n, err
+}
+
+// Stats implements outbox.StatsReporter.
+func (e *Engine) Stats(ctx context.Context) (outbox.Stats, error) {
+	stats := outbox.Stats{PendingByTopic: map[string]int64{}}
+	var oldest any
+	err := e.db.Query(ctx, e.sql["stats"], nil, func(s Scanner) (bool, error) {
+		return true, s.Scan(&stats.Pending, &oldest, &stats.Failed)
+	})
+	if err != nil {
+		return stats, e.fail("count messages", err)
+	}
+	if stats.OldestPending, err = e.timeFrom(oldest); err != nil {
+		return stats, e.fail("count messages", err)
+	}
+	err = e.db.Query(ctx, e.sql["stats_topics"], nil, func(s Scanner) (bool, error) {
+		var topic string
+		var n int64
+		err := s.Scan(&topic, &n)
+		stats.PendingByTopic[topic] = n
+		return true, err
+	})
+	return stats, e.fail("count messages by topic", err)
+}
+
+// Pending returns up to limit messages that wait to be published, by id, without claiming them: for tests.
+func (e *Engine) Pending(ctx context.Context, tx any, limit int) ([]outbox.Message, error) {
+	conn, err := e.connOf(tx)
+	if err != nil {
+		return nil, err
+	}
+	var msgs []outbox.Message
+	err = conn.Query(ctx, e.sql["read"], []any{0, int64(math.MaxInt64), limit}, func(s Scanner) (bool, error) {
+		r := &row{}
+		err := r.scan(s)
+		msgs = append(msgs, *e.message(r, outbox.StatusPending))
+		return true, err
+	})
+	return msgs, e.fail("read messages", err)
+}

@@ -1,0 +1,209 @@
+package sqlstore
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/watermill-outbox/outbox"
+)
+
+// localEnd is when a lease that was asked for at asked ends for this instance: a twentieth of its time before the
+// database gives the slot away, for clocks that do not run at the same pace.
+func (e *Engine) localEnd(asked time.Time) time.Time { return asked.Add(e.ttl - e.ttl/20) }
+
+// lead makes sure that this instance holds slots, or returns outbox.ErrNoLease. The caller holds claimMu.
+func (e *Engine) lead(ctx context.Context) error {
+	e.dropExpired()
+	e.mu.Lock()
+	held, closed := len(e.leases), e.closed
+	e.mu.Unlock()
+	switch {
+	case closed:
+		return outbox.ErrClosed
+	case held > 0:
+		return nil
+	}
+	gained, err := e.take(ctx)
+	if err != nil {
+		return err
+	}
+	if len(gained) == 0 {
+		return outbox.ErrNoLease
+	}
+	return nil
+}
+
+// take takes what slots are free. It looks before it writes: an instance that stands by must not disturb.
+func (e *Engine) take(ctx context.Context) ([]int, error) {
+	free := 0
+	err := e.db.Query(ctx, e.sql["slots_free"], []any{e.owner}, func(s Scanner) (bool, error) { return true, s.Scan(&free) })
+	if err != nil || free == 0 {
+		return nil, e.fail("look for free slots", err)
+	}
+	asked := time.Now()
+	gained, err := e.slots(ctx, "slots_take")
+	if err != nil {
+		return nil, e.fail("take slots", err)
+	}
+	e.mu.Lock()
+	for _, slot := range gained {
+		e.leases[slot] = e.localEnd(asked)
+	}
+	e.startBeat()
+	tell := e.tell
+	e.mu.Unlock()
+	// Rows of these slots may be anywhere below the cursor, and what is known already is not taken in twice.
+	e.cursor, e.due = 0, dueCursor{}
+	if len(gained) > 0 {
+		tell(outbox.LeaseGainedEvent{Slots: gained})
+	}
+	return gained, nil
+}
+
+// slots runs slots_take or slots_renew, and notes what the database's clock says.
+func (e *Engine) slots(ctx context.Context, query string) ([]int, error) {
+	var slots []int
+	err := e.db.Query(ctx, e.sql[query], []any{e.owner, e.ttl.Milliseconds()}, func(s Scanner) (bool, error) {
+		var slot int
+		var now any
+		if err := s.Scan(&slot, &now); err != nil {
+			return false, err
+		}
+		slots = append(slots, slot)
+		databaseNow, err := e.dialect.Time.FromColumn(now)
+		if err != nil {
+			return false, err
+		}
+		e.mu.Lock()
+		e.clockDiff = time.Until(databaseNow)
+		e.mu.Unlock()
+		return true, nil
+	})
+	slices.Sort(slots)
+	return slots, err
+}
+
+// startBeat starts the goroutine that renews the leases; it ends with Release without ids, or Close. The caller holds
+// mu.
+func (e *Engine) startBeat() {
+	if e.stopBeat != nil || e.closed {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	e.stopBeat = cancel
+	e.beats.Add(1)
+	go func() {
+		defer e.beats.Done()
+		ticker := time.NewTicker(e.ttl / 3)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+				e.renew(ctx)
+				e.dropExpired()
+			}
+		}
+	}()
+}
+
+// renew extends the leases that still hold. A slot whose lease has ended by the local clock is not revived: its claims
+// were given up.
+func (e *Engine) renew(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, e.ttl/2)
+	defer cancel()
+	asked := time.Now()
+	renewed, err := e.slots(ctx, "slots_renew")
+	if err != nil {
+		return // the next beat tries again; until then the leases run on, and end by themselves if it comes to that
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for slot, end := range e.leases {
+		if !slices.Contains(renewed, slot) {
+			e.leases[slot] = time.Time{} // somebody else has it
+		} else if end.After(time.Now()) {
+			e.leases[slot] = e.localEnd(asked)
+		}
+	}
+}
+
+// dropExpired gives up the claims of slots whose lease has ended.
+func (e *Engine) dropExpired() {
+	e.mu.Lock()
+	var lost []int
+	for slot, end := range e.leases {
+		if !end.After(time.Now()) {
+			lost = append(lost, slot)
+			e.drop(slot)
+		}
+	}
+	tell := e.tell
+	e.mu.Unlock()
+	if len(lost) > 0 {
+		slices.Sort(lost)
+		tell(outbox.LeaseLostEvent{Slots: lost, Err: errors.New("the lease was not renewed in time, or taken over")})
+	}
+}
+
+// drop forgets a slot. The caller holds mu.
+func (e *Engine) drop(slot int) {
+	delete(e.leases, slot)
+	for _, m := range e.queue.DropSlot(slot) {
+		e.orphans[messageID(m)] = m
+	}
+}
+
+// Owned implements outbox.LeasedStore.
+func (e *Engine) Owned(id string) bool {
+	n, err := strconv.ParseInt(id, 10, 64)
+	if err != nil {
+		return false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, slot, ok := e.queue.Get(n)
+	return ok && e.leases[slot].After(time.Now())
+}
+
+// Release implements outbox.LeasedStore.
+func (e *Engine) Release(ctx context.Context, ids ...string) error {
+	if len(ids) == 0 {
+		return e.releaseAll(ctx)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, id := range ids {
+		if n, err := strconv.ParseInt(id, 10, 64); err == nil {
+			e.queue.Release(n)
+			delete(e.orphans, n)
+		}
+	}
+	return nil
+}
+
+func (e *Engine) releaseAll(ctx context.Context) error {
+	e.claimMu.Lock()
+	defer e.claimMu.Unlock()
+	e.mu.Lock()
+	stop, tell := e.stopBeat, e.tell
+	given := slices.Sorted(maps.Keys(e.leases))
+	e.stopBeat = nil
+	e.forget()
+	e.mu.Unlock()
+	if stop == nil {
+		return nil
+	}
+	stop()
+	e.beats.Wait() // a renewal under way must not come after the slots were given
+	_, err := e.db.Exec(ctx, e.sql["slots_give"], e.owner)
+	if len(given) > 0 {
+		tell(outbox.LeaseLostEvent{Slots: given})
+	}
+	return e.fail("give up the slots", err)
+}

@@ -1,0 +1,156 @@
+package sqlstore
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/ThreeDotsLabs/watermill"
+
+	"github.com/watermill-outbox/outbox"
+)
+
+// insertArgs are the arguments of the insert statement for one row.
+func (e *Engine) insertArgs(m *outbox.Message) ([]any, error) {
+	headers := []byte("{}")
+	if len(m.Headers) > 0 {
+		var err error
+		if headers, err = json.Marshal(m.Headers); err != nil {
+			return nil, fmt.Errorf("encode the headers: %w", err)
+		}
+	}
+	uuid := m.UUID
+	if uuid == "" {
+		uuid = watermill.NewUUID()
+	}
+	payload := m.Payload
+	if payload == nil {
+		payload = []byte{} // NULL would be no payload, which a message cannot have
+	}
+	var due any
+	if !m.AvailableAt.IsZero() {
+		due = e.dialect.Time.ToColumn(m.AvailableAt)
+	}
+	return []any{uuid, m.Topic, m.Key, payload, string(headers), due}, nil
+}
+
+// row is what the read statements give, in the order of their columns.
+type row struct {
+	id      int64
+	slot    int
+	msg     outbox.Message
+	headers []byte
+	retries any
+	due     any
+	created any
+}
+
+func (r *row) scan(s Scanner) error {
+	return s.Scan(&r.id, &r.slot, &r.msg.UUID, &r.msg.Topic, &r.msg.Key, &r.msg.Payload, &r.headers, &r.retries,
+		&r.due, &r.msg.LastError, &r.created)
+}
+
+// message completes what scan has read. A row that somebody has damaged becomes a message with StatusFailed, to be set
+// aside with an error that tells what is wrong: it must not hold up the others.
+func (e *Engine) message(r *row, status outbox.MessageStatus) *outbox.Message {
+	m := &r.msg
+	m.ID = strconv.FormatInt(r.id, 10)
+	m.Status = status
+	if err := e.decode(r); err != nil {
+		m.Status = outbox.StatusFailed
+		m.LastError = err.Error()
+	}
+	return m
+}
+
+func (e *Engine) decode(r *row) error {
+	retries, ok := r.retries.(int64)
+	if !ok {
+		return errors.New("the retries column of the row is not an integer")
+	}
+	r.msg.Retries = int(retries)
+	if !utf8.Valid(r.headers) {
+		return errors.New("the headers column of the row is not valid UTF-8")
+	}
+	err := json.Unmarshal(r.headers, &r.msg.Headers)
+	if err != nil {
+		return fmt.Errorf("the headers column of the row is not a JSON object of strings: %w", err)
+	}
+	if r.msg.CreatedAt, err = e.dialect.Time.FromColumn(r.created); err != nil {
+		return fmt.Errorf("the created_at column of the row is damaged: %w", err)
+	}
+	if r.due != nil {
+		if r.msg.AvailableAt, err = e.dialect.Time.FromColumn(r.due); err != nil {
+			return fmt.Errorf("the available_at column of the row is damaged: %w", err)
+		}
+	}
+	if r.msg.Topic == "" {
+		return errors.New("the topic column of the row is empty")
+	}
+	return nil
+}
+
+// jsonRows encodes arguments that the statements take as a JSON array of arrays.
+func jsonRows(rows [][]any) (string, error) {
+	b, err := json.Marshal(rows)
+	return string(b), err
+}
+
+func jsonIDs(ids []int64) string {
+	var b strings.Builder
+	b.WriteByte('[')
+	for i, id := range ids {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(strconv.FormatInt(id, 10))
+	}
+	b.WriteByte(']')
+	return b.String()
+}
+
+// jsonUUID is the uuid as JSON can hold it; rows inserted by hand may have one that it cannot.
+func jsonUUID(uuid string) any {
+	if !utf8.ValidString(uuid) {
+		return nil
+	}
+	return uuid
+}
+
+// maxErrorLength bounds what is kept of an error, in bytes.
+const maxErrorLength = 2000
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	text := err.Error()
+	if len(text) > maxErrorLength {
+		text = text[:maxErrorLength] + " …"
+	}
+	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "\uFFFD")
+}
+
+func parseIDs(ids []string) ([]int64, error) {
+	parsed := make([]int64, len(ids))
+	for i, id := range ids {
+		n, err := strconv.ParseInt(id, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("%q is not the id of a message", id)
+		}
+		parsed[i] = n
+	}
+	return parsed, nil
+}
+
+// timeFrom is FromColumn for a column that may be null.
+func (e *Engine) timeFrom(v any) (time.Time, error) {
+	if v == nil {
+		return time.Time{}, nil
+	}
+	return e.dialect.Time.FromColumn(v)
+}

@@ -1,0 +1,243 @@
+package outbox
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+)
+
+const (
+	// tripAfter is how many failures in a row, to one topic, make an outage.
+	tripAfter = 5
+	// probeInterval is how often a topic that is down is tried, and the longest wait of a message that was not at fault.
+	probeInterval = time.Second
+	// maxFailing bounds the attempts that are remembered. One that is forgotten costs its message another try.
+	maxFailing = 65_536
+)
+
+// outages tells failures of a message from failures of its topic or of the whole broker. It knows only topics that
+// have failed; the dispatcher owns it.
+//
+// A failure is the message's own if another message to its topic, sent after this one's last attempt had ended, was
+// acknowledged since. A first attempt has no last one, so its failure never counts: when a broker goes down, messages
+// fail by the hundred, and none of them is at fault. Several failures in a row trip the topic's breaker; then one probe
+// goes out every second, and everything else of the topic stays in the store.
+type outages struct {
+	topics  map[string]*topicHealth
+	failing int // attempts remembered, over all topics
+	observe func(Event)
+	// changed is set when the set of topics to pause is another; paused tells which.
+	changed bool
+}
+
+type topicHealth struct {
+	name    string
+	breaker *gobreaker.TwoStepCircuitBreaker[any]
+	attempt map[string]attempt // by the message's id
+	// lastOK is when the latest attempt that succeeded was begun.
+	lastOK  time.Time
+	since   time.Time // the outage's begin, zero while there is none
+	probing bool
+	// nextProbe is when an open breaker lets a probe through.
+	nextProbe time.Time
+}
+
+// attempt remembers the last failure of a message.
+type attempt struct {
+	ended time.Time
+	free  int // how many in a row were not counted
+}
+
+func newOutages(observe func(Event)) *outages {
+	return &outages{topics: map[string]*topicHealth{}, observe: observe}
+}
+
+func newTopicHealth(name string) *topicHealth {
+	return &topicHealth{
+		name: name, attempt: map[string]attempt{},
+		breaker: gobreaker.NewTwoStepCircuitBreaker[any](gobreaker.Settings{
+			Name:        name,
+			MaxRequests: 1,
+			Timeout:     probeInterval,
+			ReadyToTrip: func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= tripAfter },
+		}),
+	}
+}
+
+// admits reports whether it may be sent now; if its topic is down, as the probe.
+func (o *outages) admits(it *item) bool {
+	t := o.topics[it.msg.Topic]
+	if t == nil {
+		return true
+	}
+	if t.breaker.State() == gobreaker.StateClosed {
+		return true
+	}
+	done, err := t.breaker.Allow()
+	if err != nil {
+		return false
+	}
+	it.probe = done
+	t.probing = true
+	o.changed = true
+	return true
+}
+
+// succeeded notes that the broker has acknowledged it.
+func (o *outages) succeeded(it *item, now time.Time) {
+	t := o.topics[it.msg.Topic]
+	if t == nil {
+		return
+	}
+	if it.startedAt.After(t.lastOK) {
+		t.lastOK = it.startedAt
+	}
+	o.forget(t, it)
+	o.report(t, it, nil, now)
+	if len(t.attempt) == 0 && t.breaker.State() == gobreaker.StateClosed {
+		delete(o.topics, t.name)
+	}
+}
+
+// failed notes a failure and tells whether it counts against the message. If not, free is how many in a row did not.
+func (o *outages) failed(it *item, err error, now time.Time) (counts bool, free int) {
+	t := o.topics[it.msg.Topic]
+	if t == nil {
+		t = newTopicHealth(it.msg.Topic)
+		o.topics[t.name] = t
+	}
+	last, tried := t.attempt[it.msg.ID]
+	if !tried && it.msg.Retries > 0 { // it was tried by another instance, or so long ago that it was forgotten
+		last.ended, tried = it.claimedAt, true
+	}
+	counts = tried && t.lastOK.After(last.ended)
+	if counts {
+		last.free = 0
+	} else {
+		last.free++
+	}
+	last.ended = now
+	o.remember(t, it, last)
+	o.report(t, it, err, now)
+	return counts, last.free
+}
+
+// stalled notes that a Publish call hangs, as a failure of the topic.
+func (o *outages) stalled(it *item, now time.Time) {
+	t := o.topics[it.msg.Topic]
+	if t == nil {
+		t = newTopicHealth(it.msg.Topic)
+		o.topics[t.name] = t
+	}
+	o.report(t, it, errors.New("a Publish call does not return"), now)
+}
+
+// report tells the breaker, and the observer if that begins or ends an outage.
+func (o *outages) report(t *topicHealth, it *item, err error, now time.Time) {
+	switch {
+	case it.probe != nil:
+		it.probe(err)
+		it.probe, t.probing = nil, false
+		o.changed = true
+	case t.breaker.State() == gobreaker.StateClosed:
+		done, notClosed := t.breaker.Allow()
+		if notClosed != nil {
+			return
+		}
+		done(err)
+	default:
+		return // sent before the breaker opened; the probes decide
+	}
+	switch open := t.breaker.State() == gobreaker.StateOpen; {
+	case open:
+		t.nextProbe = now.Add(probeInterval + time.Millisecond) // the breaker's clock has begun after now
+		if t.since.IsZero() {
+			t.since = now
+			o.observe(OutageBegunEvent{Topic: t.name, Err: err})
+		}
+		o.changed = true
+	case !t.since.IsZero() && t.breaker.State() == gobreaker.StateClosed:
+		o.observe(OutageEndedEvent{Topic: t.name, Duration: now.Sub(t.since)})
+		t.since = time.Time{}
+		o.changed = true
+	}
+}
+
+// answered notes that the broker refused it for good: the topic works.
+func (o *outages) answered(it *item, now time.Time) {
+	if t := o.topics[it.msg.Topic]; t != nil {
+		o.forget(t, it)
+		if it.probe != nil {
+			o.report(t, it, nil, now)
+		}
+	}
+}
+
+// dropped ends a probe that was not sent after all.
+func (o *outages) dropped(it *item, now time.Time) {
+	if t := o.topics[it.msg.Topic]; t != nil && it.probe != nil {
+		o.report(t, it, errors.New("the probe was not sent"), now)
+	}
+}
+
+func (o *outages) remember(t *topicHealth, it *item, a attempt) {
+	if _, known := t.attempt[it.msg.ID]; !known {
+		o.failing++
+	}
+	t.attempt[it.msg.ID] = a
+	if o.failing <= maxFailing {
+		return
+	}
+	for id := range t.attempt { // any will do
+		if id != it.msg.ID {
+			delete(t.attempt, id)
+			o.failing--
+			return
+		}
+	}
+}
+
+func (o *outages) forget(t *topicHealth, it *item) {
+	if _, known := t.attempt[it.msg.ID]; known {
+		delete(t.attempt, it.msg.ID)
+		o.failing--
+	}
+}
+
+// paused returns the topics whose messages are to stay in the store: those that are down, except when a probe is due.
+func (o *outages) paused(now time.Time) []string {
+	var topics []string
+	for _, name := range slices.Sorted(maps.Keys(o.topics)) {
+		t := o.topics[name]
+		if !t.since.IsZero() && (t.probing || t.nextProbe.After(now)) {
+			topics = append(topics, name)
+		}
+	}
+	return topics
+}
+
+// nextProbe is when the next probe is due that no tick has announced; the zero time if none is.
+func (o *outages) nextProbe() time.Time {
+	var next time.Time
+	for _, t := range o.topics {
+		if !t.since.IsZero() && !t.probing && !t.nextProbe.IsZero() && (next.IsZero() || t.nextProbe.Before(next)) {
+			next = t.nextProbe
+		}
+	}
+	return next
+}
+
+// tick tells whether a probe has fallen due since the last one.
+func (o *outages) tick(now time.Time) bool {
+	due := false
+	for _, t := range o.topics {
+		if !t.since.IsZero() && !t.probing && !t.nextProbe.IsZero() && !t.nextProbe.After(now) {
+			t.nextProbe = time.Time{}
+			o.changed, due = true, true
+		}
+	}
+	return due
+}

@@ -1,0 +1,291 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+	"weak"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/components/delay"
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+const (
+	// MaxTopicLength is the longest topic in bytes.
+	MaxTopicLength = 255
+	// MaxKeyLength is the longest key in bytes.
+	MaxKeyLength = 512
+)
+
+// Publisher is a message.Publisher that writes messages to an outbox, within the transaction that each message's
+// context carries ([ContextWithTx]) or that the Publisher was bound to ([Publisher.WithTx]). It is safe for concurrent
+// use; calls on one transaction wait for each other.
+//
+// Publish is all or nothing, in one round trip: when it returns an error, nothing of that call is in the transaction.
+// After the commit a [Forwarder] publishes the messages to the broker.
+type Publisher struct {
+	store    Store
+	name     string
+	key      func(topic string, msg *message.Message) (string, error)
+	total    bool
+	ownTx    bool
+	bound    *boundTx
+	observer Observer
+	err      error // of an option, for publishers whose constructor cannot return it
+}
+
+var _ message.Publisher = (*Publisher)(nil)
+
+// PublisherOption configures a [Publisher].
+type PublisherOption interface{ applyPublisher(p *Publisher) }
+
+type publisherOption func(*Publisher)
+
+func (f publisherOption) applyPublisher(p *Publisher) { f(p) }
+
+// WithKeyFunc sets how the key is found of a message on which [SetKey] was not called. Users of Kafka have such a
+// function already, as the partition key function of their marshaler. An empty key means no order; an error fails the
+// Publish call.
+func WithKeyFunc(key func(topic string, msg *message.Message) (string, error)) PublisherOption {
+	return publisherOption(func(p *Publisher) {
+		if key == nil {
+			p.err = errors.Join(p.err, errors.New("WithKeyFunc: the function is nil"))
+			return
+		}
+		p.key = key
+	})
+}
+
+// WithTotalOrder gives all messages without a key one common key, so that they are published in the order of their
+// commits, one at a time. Keys are the faster way to keep order where order matters.
+func WithTotalOrder() PublisherOption { return publisherOption(func(p *Publisher) { p.total = true }) }
+
+// WithOwnTx makes Publish save messages that carry no transaction in one of their own, instead of returning
+// [ErrNoTx]. It is meant for code outside of any transaction: Watermill's PoisonQueue and Requeuer, a script. Elsewhere
+// it hides the mistake that an outbox exists to prevent.
+func WithOwnTx() PublisherOption { return publisherOption(func(p *Publisher) { p.ownTx = true }) }
+
+// NewPublisher returns a Publisher that writes to store.
+func NewPublisher(store Store, opts ...PublisherOption) (*Publisher, error) {
+	p := newPublisher(store, opts)
+	if p.err != nil {
+		return nil, p.err
+	}
+	p.name = "outbox.Publisher." + strconv.FormatUint(publisherCount.Add(1), 10)
+	publishers.Store(p.name, weak.Make(p))
+	runtime.AddCleanup(p, func(name string) { publishers.Delete(name) }, p.name)
+	return p, nil
+}
+
+func newPublisher(store Store, opts []PublisherOption) *Publisher {
+	p := &Publisher{
+		store:    store,
+		name:     "outbox.Publisher",
+		key:      func(string, *message.Message) (string, error) { return "", nil },
+		observer: nopObserver{},
+	}
+	switch {
+	case isNil(store):
+		p.err = errors.New("the store is nil")
+	case !isComparable(store):
+		p.err = fmt.Errorf("the store is a %T, which cannot be a context key; pass a pointer", store)
+	}
+	for _, opt := range opts {
+		if isNil(opt) {
+			p.err = errors.Join(p.err, errors.New("an option is nil"))
+			continue
+		}
+		opt.applyPublisher(p)
+	}
+	if isNil(p.observer) {
+		p.err = errors.Join(p.err, errors.New("the observer is nil"))
+	}
+	if p.err != nil {
+		p.err = fmt.Errorf("outbox: publisher: %w", p.err)
+	}
+	return p
+}
+
+// WithTx returns a Publisher like p whose messages are all written in tx, whatever their contexts carry.
+func (p *Publisher) WithTx(tx any) *Publisher {
+	bound := *p
+	bound.bound = &boundTx{tx: tx}
+	return &bound
+}
+
+// PublisherWithTx is [NewPublisher] and [Publisher.WithTx] in one expression, for the typed Publisher methods of
+// stores: an error of an option is returned by Publish.
+func PublisherWithTx(store Store, tx any, opts ...PublisherOption) *Publisher {
+	return newPublisher(store, opts).WithTx(tx)
+}
+
+// String returns a name that no other Publisher made by [NewPublisher] has. Watermill's router puts it in the context
+// of messages as the publisher's name, by which a [Deduplicator] finds the Publisher of the handler it wraps.
+func (p *Publisher) String() string { return p.name }
+
+var (
+	publisherCount atomic.Uint64
+	publishers     sync.Map // name → weak.Pointer[Publisher]; an entry goes with its publisher
+)
+
+func publisherNamed(name string) *Publisher {
+	entry, ok := publishers.Load(name)
+	if !ok {
+		return nil
+	}
+	return entry.(weak.Pointer[Publisher]).Value() //nolint:forcetypeassert // the map holds nothing else
+}
+
+// Publish writes msgs to the outbox. It returns [ErrNoTx] if they carry no transaction, an error that wraps
+// [ErrInvalidTx] for something that is no transaction of the store, and one that wraps [ErrInvalidMessage] for a
+// message that cannot be stored, for messages of one call that carry different transactions, and for a cancelled
+// context. It does not change the messages. Publishing no messages does nothing.
+func (p *Publisher) Publish(topic string, msgs ...*message.Message) error {
+	if p.err != nil {
+		return p.err
+	}
+	if len(msgs) == 0 {
+		return nil
+	}
+	bound, err := p.txOf(msgs)
+	if err != nil {
+		return err
+	}
+	rows := make([]Message, len(msgs))
+	for i, msg := range msgs {
+		if rows[i], err = p.row(topic, msg); err != nil {
+			return fmt.Errorf("outbox: publish to %q: message %d of %d: %w", topic, i+1, len(msgs), err)
+		}
+	}
+	begun := time.Now()
+	ctx := msgs[0].Context()
+	if err := p.save(ctx, bound, rows); err != nil {
+		return fmt.Errorf("outbox: publish to %q: %w", topic, err)
+	}
+	p.observer.Observe(ctx, SavedEvent{Topic: topic, Messages: rows, Duration: time.Since(begun)})
+	return nil
+}
+
+func (p *Publisher) save(ctx context.Context, bound *boundTx, rows []Message) error {
+	if bound == nil { // WithOwnTx, and no transaction in the context
+		return p.store.Save(ctx, nil, rows...)
+	}
+	bound.mu.Lock()
+	defer bound.mu.Unlock()
+	return p.store.Save(ctx, bound.tx, rows...)
+}
+
+// txOf returns the transaction that all msgs carry, or nil if they carry none and need none.
+func (p *Publisher) txOf(msgs []*message.Message) (*boundTx, error) {
+	var common *boundTx
+	for i, msg := range msgs {
+		if msg == nil {
+			return nil, fmt.Errorf("outbox: message %d of %d is nil: %w", i+1, len(msgs), ErrInvalidMessage)
+		}
+		if err := msg.Context().Err(); err != nil {
+			return nil, fmt.Errorf("outbox: message %d of %d: its context has ended: %w", i+1, len(msgs), err)
+		}
+		bound := p.bound
+		if bound == nil {
+			bound = boundTxFrom(msg.Context(), p.store)
+		}
+		if i > 0 && !sameTx(bound, common) {
+			return nil, fmt.Errorf("outbox: the messages of one Publish call carry different transactions, the first and "+
+				"number %d; publish them in separate calls: %w", i+1, ErrInvalidMessage)
+		}
+		common = bound
+	}
+	switch {
+	case common == nil && p.ownTx:
+		return nil, nil //nolint:nilnil // no transaction, and no error
+	case common == nil || common.tx == nil:
+		return nil, ErrNoTx
+	case isNil(common.tx):
+		return nil, fmt.Errorf("outbox: the transaction is a nil %T: %w", common.tx, ErrInvalidTx)
+	}
+	return common, nil
+}
+
+func sameTx(a, b *boundTx) bool {
+	if a == b || a == nil || b == nil {
+		return a == b
+	}
+	return isComparable(a.tx) && isComparable(b.tx) && a.tx == b.tx
+}
+
+// row makes the outbox row of msg. The metadata of delays and of the key become columns.
+func (p *Publisher) row(topic string, msg *message.Message) (Message, error) {
+	key, err := p.keyOf(topic, msg)
+	if err != nil {
+		return Message{}, fmt.Errorf("its key: %w", err)
+	}
+	due, err := availableAt(topic, msg, time.Now())
+	if err != nil {
+		return Message{}, fmt.Errorf("its delay: %w", errors.Join(err, ErrInvalidMessage))
+	}
+	row := Message{
+		UUID: msg.UUID, Topic: topic, Key: key, Payload: msg.Payload, AvailableAt: due,
+		Headers: make(map[string]string, len(msg.Metadata)),
+	}
+	if row.UUID == "" {
+		row.UUID = watermill.NewUUID()
+	}
+	for k, v := range msg.Metadata {
+		if k != delay.DelayedForKey && k != delay.DelayedUntilKey && k != keyMetadata {
+			row.Headers[k] = v
+		}
+	}
+	return row, row.validate()
+}
+
+func (p *Publisher) keyOf(topic string, msg *message.Message) (string, error) {
+	key := msg.Metadata.Get(keyMetadata)
+	if key == "" {
+		var err error
+		if key, err = p.key(topic, msg); err != nil {
+			return "", err
+		}
+	}
+	if key == "" && p.total {
+		key = totalOrderKey
+	}
+	return key, nil
+}
+
+// validate refuses what some database or broker could not give back as it was.
+func (m *Message) validate() error {
+	invalid := func(format string, args ...any) error {
+		return fmt.Errorf(format+": %w", append(args, ErrInvalidMessage)...)
+	}
+	switch {
+	case m.Topic == "":
+		return invalid("the topic is empty")
+	case len(m.Topic) > MaxTopicLength:
+		return invalid("the topic has %d bytes, more than %d", len(m.Topic), MaxTopicLength)
+	case len(m.Key) > MaxKeyLength:
+		return invalid("the key has %d bytes, more than %d", len(m.Key), MaxKeyLength)
+	}
+	for _, s := range []struct{ name, value string }{{"topic", m.Topic}, {"key", m.Key}, {"UUID", m.UUID}} {
+		if !utf8.ValidString(s.value) || strings.ContainsRune(s.value, 0) {
+			return invalid("the %s is not valid UTF-8 without NUL", s.name)
+		}
+	}
+	for k, v := range m.Headers {
+		if !utf8.ValidString(k) || !utf8.ValidString(v) {
+			return invalid("metadata %q is not valid UTF-8; put binary data in the payload", k)
+		}
+	}
+	return nil
+}
+
+// Close does nothing: the publisher holds nothing of its own, and a router closes the publisher of a handler whenever
+// that handler ends.
+func (p *Publisher) Close() error { return nil }

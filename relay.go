@@ -1,0 +1,489 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+const (
+	// shortPoll is how often the store is asked after activity, activeFor for how long.
+	shortPoll = 2 * time.Millisecond
+	activeFor = 250 * time.Millisecond
+	// linger is how long an outcome waits for others to be marked together with it.
+	linger = 2 * time.Millisecond
+	// settleTimeout bounds one attempt to mark, and the release at the end.
+	settleTimeout = 10 * time.Second
+	// standbyPoll is the longest wait of an instance that holds no lease.
+	standbyPoll = 250 * time.Millisecond
+)
+
+// relay is one run of a Forwarder. Four kinds of goroutines, joined by channels:
+//
+//	fetcher  asks the store for what the loop grants     grants → claims    1 each
+//	loop     owns the dispatcher and everything below    run's own goroutine
+//	workers  publish one message at a time               jobs → results     Concurrency each
+//	marker   tells the store what became of messages     marks → marked     unbuffered, 1
+//
+// The loop never blocks on a send: it has at most one grant and one batch of marks out, and sends a job only where a
+// worker is free. All goroutines end when run returns, except workers whose Publish call hangs: those end with it.
+type relay struct {
+	f     *Forwarder
+	cfg   *Config
+	store LeasedStore
+	drain bool // stop when nothing is left to publish
+
+	grants  chan grant
+	claims  chan claimed
+	jobs    chan *item
+	results chan result
+	marks   chan marks
+	marked  chan marks
+	done    chan struct{} // closed at the end, for workers that come back late
+
+	fetchCtx, workCtx context.Context //nolint:containedctx // they end at different steps of a stop
+	giveUp            context.Context //nolint:containedctx // ends the marker's attempts
+	goroutines        sync.WaitGroup
+
+	// The loop's own.
+	dispatcher *dispatcher
+	started    int // workers
+	granted    bool
+	grantIdle  bool // nothing was in flight when the grant was given
+	marking    bool
+	nextPoll   time.Time
+	lastGrant  time.Time
+	lastActive time.Time
+	pollDelay  time.Duration
+	claimErr   error // of the last claim
+	stopping   bool
+	drained    bool
+}
+
+type grant struct{ limit, bytes int }
+
+type claimed struct {
+	msgs  []Message
+	limit int
+	err   error
+}
+
+type result struct {
+	item *item
+	err  error
+}
+
+func newRelay(f *Forwarder, drain bool) *relay {
+	return &relay{
+		f: f, cfg: &f.cfg, store: f.store, drain: drain,
+		grants: make(chan grant, 1), claims: make(chan claimed, 1),
+		jobs: make(chan *item, f.cfg.Concurrency), results: make(chan result, f.cfg.Concurrency),
+		marks: make(chan marks), marked: make(chan marks, 1), done: make(chan struct{}),
+		dispatcher: newDispatcher(&f.cfg, f.observe),
+	}
+}
+
+// run relays until ctx ends or, when draining, until nothing is left.
+func (r *relay) run(ctx context.Context) error {
+	base := ContextWithObserver(context.WithoutCancel(ctx), ObserverFunc(func(_ context.Context, e Event) { r.f.observe(e) }))
+	var stopFetch, stopWork, stopMarks context.CancelFunc
+	r.fetchCtx, stopFetch = context.WithCancel(base)
+	r.workCtx, stopWork = context.WithCancel(base)
+	r.giveUp, stopMarks = context.WithCancel(base)
+	defer stopFetch()
+	defer stopWork()
+	defer stopMarks()
+
+	r.start(r.fetch)
+	r.start(r.mark)
+	if !r.drain {
+		r.start(r.notify)
+		r.start(r.cleanUp)
+	}
+	err := r.loop(ctx, stopFetch)
+
+	stopFetch()
+	stopWork() // Publish calls that are still running are told to end
+	stopMarks()
+	close(r.done)
+	close(r.grants)
+	close(r.jobs)
+	close(r.marks)
+	r.goroutines.Wait()
+	releaseCtx, cancel := context.WithTimeout(base, settleTimeout)
+	defer cancel()
+	if releaseErr := r.store.Release(releaseCtx); releaseErr != nil {
+		err = errors.Join(err, fmt.Errorf("outbox: release the leases: %w", releaseErr))
+	}
+	return err
+}
+
+func (r *relay) start(f func()) {
+	r.goroutines.Add(1)
+	go func() {
+		defer r.goroutines.Done()
+		f()
+	}()
+}
+
+// loop returns when everything has stopped, or the close timeout is over.
+func (r *relay) loop(ctx context.Context, stopFetch context.CancelFunc) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var deadline <-chan time.Time
+	stop := ctx.Done()
+	for {
+		now := time.Now()
+		if err := r.fatal(); err != nil {
+			return err
+		}
+		if (r.drained || r.stopping) && !r.granted && !r.marking && r.dispatcher.idle() {
+			return nil
+		}
+		r.tick(now)
+		r.dispatch(now)
+		r.grant(now)
+		timer.Reset(r.untilNext(now))
+		marks, batch := r.nextMarks(now)
+		select {
+		case marks <- batch:
+			r.dispatcher.takeMarks()
+			r.marking = true
+		case res := <-r.results:
+			r.takeResults(res)
+		case c := <-r.claims:
+			r.take(c, time.Now())
+		case m := <-r.marked:
+			r.marking = false
+			r.dispatcher.marked(m)
+			r.pollWithin(shortPoll) // keys have become free
+		case <-r.f.wake:
+			r.lastActive = time.Now()
+			r.pollWithin(0)
+		case <-timer.C:
+		case <-stop:
+			stop, r.stopping = nil, true
+			stopFetch()
+			r.dispatcher.releaseWaiting(time.Now())
+			deadline = time.After(r.cfg.CloseTimeout)
+		case <-deadline:
+			return fmt.Errorf("outbox: %w: %d Publish calls were still running after %v; their messages stay in the outbox",
+				ErrCloseTimeout, r.dispatcher.publishing.n, r.cfg.CloseTimeout)
+		}
+	}
+}
+
+// fatal returns an error of the last claim that makes it pointless to go on.
+func (r *relay) fatal() error {
+	switch {
+	case r.claimErr == nil || r.stopping:
+		return nil
+	case errors.Is(r.claimErr, ErrNotMigrated) || errors.Is(r.claimErr, ErrClosed) || r.drain:
+		return r.claimErr
+	}
+	return nil
+}
+
+func (r *relay) tick(now time.Time) {
+	for range r.dispatcher.tick(now) {
+		r.startWorker()
+	}
+	if r.dispatcher.outages.tick(now) {
+		r.pollWithin(0)
+	}
+	if r.dispatcher.outages.changed {
+		r.dispatcher.outages.changed = false
+		if pauser, ok := r.store.(TopicPauser); ok {
+			pauser.PauseTopics(r.dispatcher.outages.paused(now)...)
+			r.pollWithin(0)
+		}
+	}
+}
+
+// dispatch sends what is ready to the workers that are free.
+func (r *relay) dispatch(now time.Time) {
+	if r.stopping {
+		return
+	}
+	for r.dispatcher.workers() < r.cfg.Concurrency {
+		it := r.dispatcher.next(now)
+		if it == nil {
+			return
+		}
+		if r.started < r.dispatcher.workers() {
+			r.startWorker()
+		}
+		r.jobs <- it
+	}
+}
+
+// grant asks the fetcher for more, if there is room and it is time.
+func (r *relay) grant(now time.Time) {
+	if !r.mayGrant() || now.Before(r.nextPoll) {
+		return
+	}
+	limit := min(r.cfg.MaxInFlight-r.dispatcher.inFlight, r.cfg.BatchSize)
+	if limit < r.cfg.BatchSize/4 && now.Sub(r.lastGrant) < shortPoll {
+		r.nextPoll = r.lastGrant.Add(shortPoll) // a read for a few messages costs as much as one for many
+		return
+	}
+	r.granted, r.lastGrant, r.grantIdle = true, now, r.dispatcher.idle()
+	r.grants <- grant{limit, r.cfg.MaxInFlightBytes - r.dispatcher.inFlightBytes}
+}
+
+func (r *relay) mayGrant() bool {
+	return !r.granted && !r.stopping && !r.drained &&
+		r.dispatcher.inFlight < r.cfg.MaxInFlight && r.dispatcher.inFlightBytes < r.cfg.MaxInFlightBytes
+}
+
+// take takes the answer to a grant, and decides when to ask again.
+func (r *relay) take(c claimed, now time.Time) {
+	r.granted = false
+	r.dispatcher.claimed(c.msgs, now)
+	if r.stopping {
+		r.dispatcher.releaseWaiting(now)
+		return
+	}
+	if c.err != nil {
+		r.claimFailed(c.err, now)
+		return
+	}
+	if r.claimErr != nil {
+		r.claimErr, r.pollDelay = nil, 0
+	}
+	r.f.claimedOnce(true)
+	r.drained = r.drain && r.grantIdle && len(c.msgs) == 0
+	switch {
+	case len(c.msgs) == c.limit:
+		r.lastActive, r.nextPoll = now, now
+	case len(c.msgs) > 0:
+		r.lastActive, r.nextPoll = now, now.Add(shortPoll)
+	case now.Sub(r.lastActive) < activeFor:
+		r.pollDelay = shortPoll
+		r.nextPoll = now.Add(shortPoll)
+	default:
+		r.pollDelay = min(max(2*r.pollDelay, shortPoll), r.cfg.PollInterval)
+		r.nextPoll = now.Add(r.pollDelay)
+	}
+}
+
+func (r *relay) claimFailed(err error, now time.Time) {
+	if errors.Is(err, ErrNoLease) {
+		r.f.claimedOnce(false)
+		r.claimErr = err
+		r.nextPoll = now.Add(min(r.cfg.PollInterval, standbyPoll))
+		return
+	}
+	if r.claimErr == nil || errors.Is(r.claimErr, ErrNoLease) {
+		r.pollDelay = shortPoll
+		r.f.cfg.Logger.Error("Claiming messages failed, will be tried again", err, nil)
+	}
+	r.claimErr = err
+	r.pollDelay = min(2*r.pollDelay, max(r.cfg.PollInterval, time.Second))
+	r.nextPoll = now.Add(r.pollDelay)
+}
+
+func (r *relay) pollWithin(d time.Duration) {
+	if at := time.Now().Add(d); r.claimErr == nil && at.Before(r.nextPoll) {
+		r.nextPoll = at
+	}
+}
+
+// takeResults takes one result, and what others are there.
+func (r *relay) takeResults(res result) {
+	now := time.Now()
+	for range r.cfg.Concurrency { // and then look after the other channels
+		r.dispatcher.returned(res.item, res.err, now)
+		if res.err != nil {
+			r.wakeForRetry()
+		}
+		select {
+		case res = <-r.results:
+		default:
+			return
+		}
+	}
+	r.results <- res // there is room: it has just come out
+}
+
+// wakeForRetry has the store asked when the message that has just failed is due again.
+func (r *relay) wakeForRetry() {
+	if n := len(r.dispatcher.pending.outcomes); n > 0 {
+		if after := r.dispatcher.pending.outcomes[n-1].RetryAfter; after > 0 {
+			time.AfterFunc(after+shortPoll, r.f.Wake)
+		}
+	}
+}
+
+// nextMarks returns the channel to the marker if there is something to send and it is time to: what has gathered while
+// the last batch was written, or a few milliseconds' worth.
+func (r *relay) nextMarks(now time.Time) (chan<- marks, marks) {
+	d := r.dispatcher
+	if r.marking || d.pending.empty() {
+		return nil, marks{}
+	}
+	if d.pending.items < r.cfg.BatchSize && d.workers() > 0 && now.Sub(d.pendingSince) < linger {
+		return nil, marks{}
+	}
+	return r.marks, d.pending
+}
+
+// untilNext is when the loop has something to do even if nothing happens.
+func (r *relay) untilNext(now time.Time) time.Duration {
+	next := now.Add(r.cfg.PollInterval)
+	earlier := func(t time.Time) {
+		if !t.IsZero() && t.Before(next) {
+			next = t
+		}
+	}
+	if r.mayGrant() {
+		earlier(r.nextPoll)
+	}
+	if !r.marking && !r.dispatcher.pending.empty() {
+		earlier(r.dispatcher.pendingSince.Add(linger))
+	}
+	earlier(r.dispatcher.nextTick())
+	earlier(r.dispatcher.outages.nextProbe())
+	return max(next.Sub(now), 100*time.Microsecond)
+}
+
+// fetch is the fetcher.
+func (r *relay) fetch() {
+	for g := range r.grants {
+		begun := time.Now()
+		msgs, err := r.store.Claim(r.fetchCtx, g.limit, g.bytes)
+		if len(msgs) > 0 && r.f.observing {
+			r.f.observe(ClaimedEvent{Messages: msgs, Duration: time.Since(begun)})
+		}
+		r.claims <- claimed{msgs: msgs, limit: g.limit, err: err}
+	}
+}
+
+func (r *relay) startWorker() {
+	r.started++
+	go r.work() // ends when run does, or with a Publish call that stalled
+}
+
+func (r *relay) work() {
+	for it := range r.jobs {
+		err := r.publish(it)
+		stalled := !it.phase.CompareAndSwap(phaseSent, phaseReturned)
+		select {
+		case r.results <- result{it, err}:
+		case <-r.done:
+			return
+		}
+		if stalled {
+			return // another worker has taken this one's place
+		}
+	}
+}
+
+// publish hands one message to the broker's publisher.
+func (r *relay) publish(it *item) (err error) {
+	if !r.store.Owned(it.msg.ID) {
+		return errLost
+	}
+	defer func() {
+		if value := recover(); value != nil {
+			err = panicError{value}
+		}
+	}()
+	msg := message.NewMessage(it.msg.UUID, it.msg.Payload)
+	if it.msg.Headers != nil {
+		msg.Metadata = it.msg.Headers
+	}
+	if it.msg.Key != "" {
+		SetKey(msg, it.msg.Key)
+	}
+	msg.SetContext(r.workCtx)
+	begun := time.Now()
+	if err := r.f.publisher.Publish(it.msg.Topic, msg); err != nil {
+		return err
+	}
+	if r.f.observing {
+		r.f.observe(PublishedEvent{Message: it.msg, Duration: time.Since(begun)})
+	}
+	return nil
+}
+
+// mark is the marker. It tries each batch until the store has it.
+func (r *relay) mark() {
+	for m := range r.marks {
+		for attempt := 1; !r.tell(m); attempt++ {
+			select {
+			case <-r.giveUp.Done():
+			case <-time.After(fullJitter(50*time.Millisecond, 5*time.Second, attempt)):
+				continue
+			}
+			break
+		}
+		r.marked <- m
+	}
+}
+
+// tell tells the store once, on a context that a stop does not end.
+func (r *relay) tell(m marks) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.workCtx), settleTimeout)
+	defer cancel()
+	if len(m.outcomes) > 0 {
+		err := r.store.Settle(ctx, m.outcomes...)
+		if err != nil && !errors.Is(err, ErrNotClaimed) {
+			r.cfg.Logger.Error("Marking messages failed, will be tried again", err, watermill.LogFields{
+				"messages": len(m.outcomes),
+			})
+			return errors.Is(err, ErrClosed)
+		}
+	}
+	if len(m.released) > 0 {
+		if err := r.store.Release(ctx, m.released...); err != nil {
+			r.cfg.Logger.Error("Releasing messages failed", err, watermill.LogFields{"messages": len(m.released)})
+		}
+	}
+	return true
+}
+
+// notify has the store wake the loop, where it can.
+func (r *relay) notify() {
+	notifier, ok := r.store.(Notifier)
+	for ok && r.fetchCtx.Err() == nil {
+		err := notifier.Notify(r.fetchCtx, r.f.Wake)
+		if r.fetchCtx.Err() != nil {
+			return
+		}
+		r.cfg.Logger.Debug("Noticing commits failed, polling instead", watermill.LogFields{"err": err})
+		select {
+		case <-r.fetchCtx.Done():
+		case <-time.After(10 * time.Second):
+		}
+	}
+}
+
+// cleanUp deletes archived messages past their retention, on the instance that relays.
+func (r *relay) cleanUp() {
+	if r.cfg.Retention <= 0 {
+		return
+	}
+	ticker := time.NewTicker(r.cfg.CleanupInterval)
+	defer ticker.Stop()
+	for {
+		if r.f.leading.Load() {
+			n, err := r.store.DeleteProcessedBefore(r.fetchCtx, time.Now().Add(-r.cfg.Retention))
+			if err != nil && r.fetchCtx.Err() == nil {
+				r.cfg.Logger.Error("Deleting old messages failed, will be tried again", err, nil)
+			} else if n > 0 {
+				r.cfg.Logger.Debug("Deleted messages past their retention", watermill.LogFields{"deleted": n})
+			}
+		}
+		select {
+		case <-r.fetchCtx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}

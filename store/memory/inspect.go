@@ -1,0 +1,124 @@
+package memory
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"github.com/watermill-outbox/outbox"
+)
+
+// DeleteProcessedBefore implements [outbox.Store].
+func (s *Store) DeleteProcessedBefore(_ context.Context, t time.Time) (int64, error) {
+	s.db.mu.Lock()
+	defer s.db.mu.Unlock()
+	n := int64(0)
+	for id, row := range s.db.archive {
+		if row.Status == outbox.StatusProcessed && row.ProcessedAt.Before(t) {
+			delete(s.db.archive, id)
+			n++
+		}
+	}
+	return n, nil
+}
+
+// ListFailed implements [outbox.Inspector].
+func (s *Store) ListFailed(_ context.Context, afterID string, limit int) ([]outbox.Message, error) {
+	after := int64(0)
+	if afterID != "" {
+		var err error
+		if after, err = strconv.ParseInt(afterID, 10, 64); err != nil {
+			return nil, err
+		}
+	}
+	s.db.mu.Lock()
+	defer s.db.mu.Unlock()
+	var page []outbox.Message
+	for _, row := range s.db.sorted(s.db.archive) {
+		if len(page) < limit && row.Status == outbox.StatusFailed && rowID(row) > after {
+			page = append(page, *row)
+		}
+	}
+	return page, nil
+}
+
+// CountFailed implements [outbox.Inspector].
+func (s *Store) CountFailed(context.Context) (int64, error) {
+	s.db.mu.Lock()
+	defer s.db.mu.Unlock()
+	return s.db.countFailed(), nil
+}
+
+func (db *database) countFailed() int64 {
+	n := int64(0)
+	for _, row := range db.archive {
+		if row.Status == outbox.StatusFailed {
+			n++
+		}
+	}
+	return n
+}
+
+// Requeue implements [outbox.Inspector].
+func (s *Store) Requeue(_ context.Context, ids ...string) (int64, error) {
+	found := int64(0)
+	s.db.mu.Lock()
+	defer s.db.mu.Unlock()
+	for _, row := range s.db.takeFailed(ids) {
+		again := *row
+		s.db.lastID++
+		again.ID = strconv.FormatInt(s.db.lastID, 10)
+		again.Status, again.Retries, again.LastError = outbox.StatusPending, 0, ""
+		again.AvailableAt, again.ProcessedAt = time.Time{}, time.Time{}
+		s.db.commitRow(&again)
+		found++
+	}
+	s.db.notify()
+	return found, nil
+}
+
+// Discard implements [outbox.Inspector].
+func (s *Store) Discard(_ context.Context, ids ...string) (int64, error) {
+	s.db.mu.Lock()
+	defer s.db.mu.Unlock()
+	return int64(len(s.db.takeFailed(ids))), nil
+}
+
+func (db *database) takeFailed(ids []string) []*outbox.Message {
+	var taken []*outbox.Message
+	for _, id := range ids {
+		n, err := strconv.ParseInt(id, 10, 64)
+		if row := db.archive[n]; err == nil && row != nil && row.Status == outbox.StatusFailed {
+			delete(db.archive, n)
+			taken = append(taken, row)
+		}
+	}
+	return taken
+}
+
+// Stats implements [outbox.StatsReporter].
+func (s *Store) Stats(context.Context) (outbox.Stats, error) {
+	s.db.mu.Lock()
+	defer s.db.mu.Unlock()
+	stats := outbox.Stats{
+		Pending: int64(len(s.db.messages)), Failed: s.db.countFailed(), PendingByTopic: map[string]int64{},
+	}
+	for _, row := range s.db.messages {
+		stats.PendingByTopic[row.Topic]++
+		if stats.OldestPending.IsZero() || row.CreatedAt.Before(stats.OldestPending) {
+			stats.OldestPending = row.CreatedAt
+		}
+	}
+	return stats, nil
+}
+
+// Messages returns the committed messages that wait to be published, by id: for tests.
+func (s *Store) Messages() []outbox.Message {
+	s.db.mu.Lock()
+	defer s.db.mu.Unlock()
+	var msgs []outbox.Message
+	for _, row := range s.db.sorted(s.db.messages) {
+		msgs = append(msgs, *row)
+	}
+	return msgs
+}

@@ -1,0 +1,128 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	_ "github.com/mattn/go-sqlite3" // the driver "sqlite3"
+)
+
+// settings are what a connection needs, as go-sqlite3's DSN calls them, and why.
+var settings = []struct{ name, value string }{
+	{"_journal_mode", "WAL"},  // readers and the one writer do not block each other
+	{"_busy_timeout", "5000"}, // a writer waits for its turn, in milliseconds, instead of failing at once
+	{"_txlock", "immediate"},  // a transaction that reads before it writes would fail without waiting
+	{"_synchronous", "FULL"},  // go-sqlite3 would set NORMAL, which forgets the last commits in a power failure
+}
+
+// Open opens the SQLite file at path, and creates it if it is not there, with the settings that [New] asks for on every
+// connection: journal_mode WAL, busy_timeout 5 s, transactions that begin IMMEDIATE, synchronous FULL.
+//
+// path may be followed by parameters of go-sqlite3, which take precedence: "app.db?_synchronous=NORMAL" is several
+// times faster where commits are small, and may lose the last ones in a power failure (not in a crash of the process);
+// their messages may have been published by then. Use "app.db?_foreign_keys=true" if your tables have foreign keys.
+func Open(path string) (*sql.DB, error) {
+	name, query, _ := strings.Cut(strings.TrimPrefix(path, "file:"), "?")
+	params, err := url.ParseQuery(query)
+	if err != nil {
+		return nil, fmt.Errorf("sqlite: the parameters of %q: %w", path, err)
+	}
+	if name == "" || strings.HasPrefix(name, ":memory:") || params.Get("mode") == "memory" {
+		return nil, fmt.Errorf("sqlite: %q is a database in memory, of which every connection would have its own; "+
+			"use a file, or package store/memory in tests", path)
+	}
+	for _, s := range settings {
+		if !params.Has(s.name) {
+			params.Set(s.name, s.value)
+		}
+	}
+	if !strings.HasPrefix(path, "file:") {
+		name = (&url.URL{Path: name}).EscapedPath()
+	}
+	db, err := sql.Open(driver, "file:"+name+"?"+params.Encode())
+	if err != nil {
+		return nil, fmt.Errorf("sqlite: open %q: %w", path, err)
+	}
+	if err := db.Ping(); err != nil {
+		return nil, fmt.Errorf("sqlite: open %q: %w", path, errors.Join(err, db.Close()))
+	}
+	return db, nil
+}
+
+// dsnHint is what a database that New refuses lacks.
+const dsnHint = "open it with sqlite.Open, or with the DSN file:PATH?_journal_mode=WAL&_busy_timeout=5000&_txlock=immediate"
+
+// checkSettings makes sure that db has what Open sets.
+func checkSettings(db *sql.DB) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var journal string
+	if err := db.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&journal); err != nil {
+		return fmt.Errorf("read the journal mode: %w", err)
+	}
+	if !strings.EqualFold(journal, "wal") {
+		return fmt.Errorf("the journal mode is %q, not WAL: %s", journal, dsnHint)
+	}
+	var timeout int
+	if err := db.QueryRowContext(ctx, "PRAGMA busy_timeout").Scan(&timeout); err != nil {
+		return fmt.Errorf("read the busy timeout: %w", err)
+	}
+	if timeout <= 0 {
+		return fmt.Errorf("there is no busy timeout, so that concurrent writers would fail: %s", dsnHint)
+	}
+	if db.Stats().MaxOpenConnections == 1 {
+		return nil // no transaction of this process can get in the way of another
+	}
+	immediate, err := beginsImmediate(ctx, db, timeout)
+	if err != nil {
+		return err
+	}
+	if !immediate {
+		return fmt.Errorf("transactions do not begin IMMEDIATE, so that those which read before they write would fail "+
+			"under load: %s", dsnHint)
+	}
+	return nil
+}
+
+// beginsImmediate tells whether a transaction of db holds the write lock from its beginning: whether another connection
+// is refused it.
+func beginsImmediate(ctx context.Context, db *sql.DB, timeout int) (immediate bool, err error) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return false, fmt.Errorf("connect: %w", err)
+	}
+	defer conn.Close() //nolint:errcheck // it goes back to the pool
+	if _, err := conn.ExecContext(ctx, "PRAGMA busy_timeout = 0"); err != nil {
+		return false, fmt.Errorf("set the busy timeout: %w", err)
+	}
+	defer func() {
+		_, resetErr := conn.ExecContext(ctx, fmt.Sprintf("PRAGMA busy_timeout = %d", timeout))
+		err = errors.Join(err, resetErr)
+	}()
+	tx, err := db.BeginTx(ctx, nil)
+	if isBusy(err) {
+		return true, nil // it asked for the lock, which somebody else has
+	}
+	if err != nil {
+		return false, fmt.Errorf("begin a transaction: %w", err)
+	}
+	defer tx.Rollback() //nolint:errcheck // it has done nothing
+	_, err = conn.ExecContext(ctx, "BEGIN IMMEDIATE")
+	switch {
+	case isBusy(err):
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("begin a transaction: %w", err)
+	}
+	_, err = conn.ExecContext(ctx, "ROLLBACK")
+	return false, err
+}
+
+func isBusy(err error) bool {
+	return err != nil && (strings.Contains(err.Error(), "database is locked") || strings.Contains(err.Error(), "busy"))
+}

@@ -1,0 +1,2 @@
+DELETE FROM outbox_archive
+WHERE status = 'failed' AND id IN (SELECT value FROM json_each(?1));

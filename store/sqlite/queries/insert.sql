@@ -1,0 +1,2 @@
+INSERT INTO outbox_messages (uuid, topic, key, payload, headers, available_at)
+VALUES (?, ?, ?, ?, ?, ?);

@@ -1,0 +1,5 @@
+-- Renews the slots that ?1 still owns: while nobody took one over, it may be late.
+UPDATE outbox_slots
+SET expires_at = CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) + ?2
+WHERE owner = ?1
+RETURNING slot, CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER);

@@ -1,0 +1,3 @@
+SELECT topic, count(*)
+FROM outbox_messages
+GROUP BY topic;
