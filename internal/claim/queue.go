@@ -282,10 +282,15 @@ func (q *Queue) Postpone(id, due int64) {
 
 // Release puts a claimed message back: it may be claimed again at once.
 func (q *Queue) Release(id int64) {
-	if e := q.entries[id]; e != nil && e.claimed {
-		q.unclaim(e)
-		q.place(e.list)
+	e := q.entries[id]
+	if e == nil || !e.claimed {
+		return
 	}
+	q.unclaim(e)
+	if front := e.list.entries[0]; front != e && front.msg == nil {
+		q.load(e, nil) // it waits behind one that was postponed
+	}
+	q.place(e.list)
 }
 
 func (q *Queue) unclaim(e *entry) {
