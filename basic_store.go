@@ -94,7 +94,7 @@ func (s *basicStore) Settle(ctx context.Context, outcomes ...Outcome) error {
 		case o.Err == nil:
 			s.put(m, time.Now().Add(o.RetryAfter))
 		default:
-			if err := s.Store.MarkFailed(ctx, o.ID, o.Err); err != nil {
+			if err := s.MarkFailed(ctx, o.ID, o.Err); err != nil {
 				return err
 			}
 			s.forget(o.ID)
@@ -103,7 +103,7 @@ func (s *basicStore) Settle(ctx context.Context, outcomes ...Outcome) error {
 	if len(processed) == 0 {
 		return nil
 	}
-	if err := s.Store.MarkProcessed(ctx, processed...); err != nil {
+	if err := s.MarkProcessed(ctx, processed...); err != nil {
 		return err
 	}
 	s.forget(processed...)

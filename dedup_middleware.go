@@ -124,12 +124,11 @@ func (d *Deduplicator) Middleware(h message.HandlerFunc) message.HandlerFunc {
 			return nil, fmt.Errorf("outbox: the message has no UUID to deduplicate on; set one where it is published, or "+
 				"use outbox.WithMessageID: %w", ErrInvalidMessage)
 		}
-		isNew := true
+		handle := d.handleInTx
 		if d.outside {
-			isNew, err = d.handleOutside(original, msg, h, group, id)
-		} else {
-			isNew, err = d.handleInTx(original, msg, h, group, id)
+			handle = d.handleOutside
 		}
+		isNew, err := handle(original, msg, h, group, id)
 		if err == nil && !isNew {
 			topic := message.SubscribeTopicFromCtx(original)
 			d.observer.Observe(original, DeduplicatedEvent{Group: group, MessageID: id, Topic: topic})

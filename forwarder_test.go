@@ -27,7 +27,7 @@ type broker struct {
 	published []*message.Message
 	topics    []string
 	answer    func(topic string, msg *message.Message) error // nil: success
-	arrived   chan struct{}                                   // one token per recorded message, as far as it has room
+	arrived   chan struct{}                                  // one token per recorded message, as far as it has room
 }
 
 func newBroker() *broker { return &broker{arrived: make(chan struct{}, 1<<20)} }

@@ -1,10 +1,6 @@
 package outbox
 
-import (
-	"strings"
-
-	"github.com/ThreeDotsLabs/watermill/message"
-)
+import "github.com/ThreeDotsLabs/watermill/message"
 
 // reservedPrefix begins every metadata key of this package.
 const reservedPrefix = "_outbox_"
@@ -41,5 +37,3 @@ func PartitionKey(_ string, msg *message.Message) (string, error) {
 
 // totalOrderKey is the key that WithTotalOrder gives to messages without one.
 const totalOrderKey = reservedPrefix + "total"
-
-func isReserved(metadataKey string) bool { return strings.HasPrefix(metadataKey, reservedPrefix) }

@@ -25,7 +25,7 @@ const (
 
 // relay is one run of a Forwarder. Four kinds of goroutines, joined by channels:
 //
-//	fetcher  asks the store for what the loop grants     grants → claims    1 each
+//	fetcher  asks the store for what the loop allows     grants → claims    1 each
 //	loop     owns the dispatcher and everything below    run's own goroutine
 //	workers  publish one message at a time               jobs → results     Concurrency each
 //	marker   tells the store what became of messages     marks → marked     unbuffered, 1
@@ -99,11 +99,11 @@ func (r *relay) run(ctx context.Context) error {
 	defer stopWork()
 	defer stopMarks()
 
-	r.start(r.fetch)
-	r.start(r.mark)
+	r.goroutines.Go(r.fetch)
+	r.goroutines.Go(r.mark)
 	if !r.drain {
-		r.start(r.notify)
-		r.start(r.cleanUp)
+		r.goroutines.Go(r.notify)
+		r.goroutines.Go(r.cleanUp)
 	}
 	err := r.loop(ctx, stopFetch)
 
@@ -121,14 +121,6 @@ func (r *relay) run(ctx context.Context) error {
 		err = errors.Join(err, fmt.Errorf("outbox: release the leases: %w", releaseErr))
 	}
 	return err
-}
-
-func (r *relay) start(f func()) {
-	r.goroutines.Add(1)
-	go func() {
-		defer r.goroutines.Done()
-		f()
-	}()
 }
 
 // loop returns when everything has stopped, or the close timeout is over.

@@ -152,7 +152,7 @@ type child struct {
 // startChild returns when the process is ready.
 func startChild(t *testing.T, dsn string) *child {
 	t.Helper()
-	cmd := osexec.CommandContext(t.Context(), os.Args[0]) //nolint:gosec // this very test
+	cmd := osexec.CommandContext(t.Context(), os.Args[0])
 	cmd.Env = append(os.Environ(), childDSN+"="+dsn)
 	c := &child{cmd: cmd, complained: &bytes.Buffer{}}
 	cmd.Stderr = c.complained

@@ -2,8 +2,8 @@ package claim
 
 import (
 	"fmt"
-	"maps"
 	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -147,11 +147,13 @@ func TestQueue_KeepsTheOrderOfAKeyThatLostItsTail(t *testing.T) {
 	require.Empty(t, q.lists)
 }
 
-// model is a Queue that keeps everything in one sorted slice and looks at all of it each time.
-type model struct {
-	rows    []*modelRow
-	paused  []string
-	settled map[int64]bool
+// history runs a Queue beside a model, which keeps everything in one sorted slice and looks at all of it each time.
+type history struct {
+	q      *Queue
+	rows   []*modelRow
+	paused []string
+	now    int64
+	nextID int64
 }
 
 type modelRow struct {
@@ -160,8 +162,8 @@ type modelRow struct {
 	loaded  bool
 }
 
-func (m *model) find(id int64) *modelRow {
-	for _, r := range m.rows {
+func (h *history) find(id int64) *modelRow {
+	for _, r := range h.rows {
 		if r.ID == id {
 			return r
 		}
@@ -169,160 +171,171 @@ func (m *model) find(id int64) *modelRow {
 	return nil
 }
 
-// mayClaim lists the ids that the rules of the package allow to be claimed next, one run for each key.
-func (m *model) mayClaim(now int64) map[int64]bool {
+func (h *history) remove(gone *modelRow) {
+	h.rows = slices.DeleteFunc(h.rows, func(r *modelRow) bool { return r == gone })
+}
+
+func (h *history) pick(t *rapid.T, claimed bool) *modelRow {
+	var of []*modelRow
+	for _, r := range h.rows {
+		if r.claimed == claimed {
+			of = append(of, r)
+		}
+	}
+	if len(of) == 0 {
+		t.Skip("nothing to pick")
+	}
+	return rapid.SampledFrom(of).Draw(t, "row")
+}
+
+// mayClaim lists the ids that the rules of the package allow to be claimed next, for each key a run.
+func (h *history) mayClaim() map[int64]bool {
 	allowed := map[int64]bool{}
 	blocked := map[string]bool{}
-	for _, r := range m.rows {
+	for _, r := range h.rows {
 		if r.claimed && r.Key != "" {
 			blocked[r.Key] = true
 		}
 	}
-	for _, r := range m.rows {
-		ok := !r.claimed && r.loaded && r.Due <= now && !slices.Contains(m.paused, r.Topic)
-		if r.Key == "" {
-			allowed[r.ID] = ok
-			continue
+	for _, r := range h.rows {
+		ok := !r.claimed && r.loaded && r.Due <= h.now && !slices.Contains(h.paused, r.Topic)
+		if r.Key != "" {
+			ok = ok && !blocked[r.Key]
+			blocked[r.Key] = !ok
 		}
-		ok = ok && !blocked[r.Key]
-		blocked[r.Key] = !ok
-		allowed[r.ID] = ok
+		if ok {
+			allowed[r.ID] = true
+		}
 	}
 	return allowed
 }
 
-// TestQueue_AgreesWithAModel runs random histories against the model: what is claimed is allowed, comes ascending for
-// each key, and nothing that is allowed is held back for good.
+func (h *history) add(t *rapid.T) {
+	h.nextID += 2
+	id := h.nextID
+	if rapid.Bool().Draw(t, "late") {
+		id = h.nextID - 5
+	}
+	if h.find(id) != nil {
+		t.Skip("known")
+	}
+	r := row(id, rapid.SampledFrom([]string{"", "a", "b", "c"}).Draw(t, "key"))
+	r.Topic = rapid.SampledFrom([]string{"t", "u"}).Draw(t, "topic")
+	r.Due = rapid.SampledFrom([]int64{0, 0, 0, h.now + 5}).Draw(t, "due")
+	h.rows = append(h.rows, &modelRow{Row: r})
+	slices.SortFunc(h.rows, func(a, b *modelRow) int { return int(a.ID - b.ID) })
+	h.q.Add(r)
+}
+
+func (h *history) claim(t *rapid.T) {
+	for _, id := range h.q.Wanted(h.now, 100) {
+		r := h.find(id)
+		h.q.Load(id, r.Due, r.Message)
+	}
+	for _, r := range h.rows {
+		if e := h.q.entries[r.ID]; e != nil {
+			r.loaded = e.msg != nil
+		}
+	}
+	allowed := h.mayClaim()
+	claimed := h.q.Claim(h.now, rapid.IntRange(1, 20).Draw(t, "limit"), much)
+	if len(claimed) == 0 && len(allowed) > 0 {
+		t.Fatalf("nothing was claimed, though there is something to claim")
+	}
+	last := map[string]int64{}
+	for _, msg := range claimed {
+		id, err := strconv.ParseInt(msg.ID, 10, 64)
+		if err != nil || !allowed[id] {
+			t.Fatalf("%s of key %q must not be claimed", msg.ID, msg.Key)
+		}
+		if msg.Key != "" && id < last[msg.Key] {
+			t.Fatalf("%d comes after %d of the same key", id, last[msg.Key])
+		}
+		last[msg.Key] = id
+		h.find(id).claimed = true
+	}
+	for _, r := range h.rows {
+		if r.Key != "" && r.ID < last[r.Key] && !r.claimed {
+			t.Fatalf("%d was claimed before %d of the same key", last[r.Key], r.ID)
+		}
+	}
+}
+
+func (h *history) done(t *rapid.T) {
+	r := h.pick(t, true)
+	h.remove(r)
+	h.q.Done(r.ID)
+}
+
+func (h *history) postpone(t *rapid.T) {
+	r := h.pick(t, true)
+	r.claimed, r.Due = false, h.now+rapid.Int64Range(0, 9).Draw(t, "wait")
+	h.q.Postpone(r.ID, r.Due)
+}
+
+func (h *history) release(t *rapid.T) {
+	r := h.pick(t, true)
+	r.claimed = false
+	h.q.Release(r.ID)
+}
+
+func (h *history) gone(t *rapid.T) {
+	r := h.pick(t, false)
+	h.remove(r)
+	h.q.Gone(r.ID)
+}
+
+func (h *history) pause(t *rapid.T) {
+	h.paused = rapid.SampledFrom([][]string{nil, {"t"}, {"u"}}).Draw(t, "paused")
+	h.q.Pause(h.paused)
+}
+
+// check compares what the Queue counts with what it holds.
+func (h *history) check(t *rapid.T) {
+	if h.q.Len() != len(h.rows) {
+		t.Fatalf("the queue knows %d messages, not %d", h.q.Len(), len(h.rows))
+	}
+	idle := 0
+	for _, e := range h.q.entries {
+		if e.msg != nil && !e.claimed {
+			idle += e.msg.Size()
+		}
+	}
+	if idle != h.q.idle {
+		t.Fatalf("idle is %d, should be %d", h.q.idle, idle)
+	}
+}
+
+// finish settles everything, which must be possible from any state.
+func (h *history) finish(t *rapid.T) {
+	h.paused, h.now = nil, h.now+100
+	h.q.Pause(nil)
+	for range 500 {
+		for _, r := range slices.Clone(h.rows) {
+			if r.claimed {
+				h.remove(r)
+				h.q.Done(r.ID)
+			}
+		}
+		if len(h.rows) == 0 {
+			break
+		}
+		h.claim(t)
+	}
+	if len(h.rows) > 0 || h.q.Len() > 0 || len(h.q.lists) > 0 || h.q.Claimed() > 0 {
+		t.Fatalf("%d messages are stuck, %d lists left", len(h.rows), len(h.q.lists))
+	}
+}
+
+// What is claimed is allowed, comes ascending for each key, without a gap, and nothing is held back for good.
 func TestQueue_AgreesWithAModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		q := New(rapid.IntRange(1, 4).Draw(t, "perKey"), much, much)
-		m := &model{}
-		now, nextID := int64(0), int64(10)
-		pick := func(t *rapid.T, claimed bool) *modelRow {
-			var of []*modelRow
-			for _, r := range m.rows {
-				if r.claimed == claimed {
-					of = append(of, r)
-				}
-			}
-			if len(of) == 0 {
-				t.Skip("nothing to pick")
-			}
-			return rapid.SampledFrom(of).Draw(t, "row")
-		}
-		claim := func(t *rapid.T) {
-			for _, id := range q.Wanted(now, 100) {
-				r := m.find(id)
-				q.Load(id, r.Due, r.Message)
-			}
-			for _, r := range m.rows {
-				if e := q.entries[r.ID]; e != nil {
-					r.loaded = e.msg != nil
-				}
-			}
-			allowed := m.mayClaim(now)
-			limit := rapid.IntRange(1, 20).Draw(t, "limit")
-			any := slices.Contains(slices.Collect(maps.Values(allowed)), true)
-			claimed := q.Claim(now, limit, much)
-			if len(claimed) == 0 && any {
-				t.Fatalf("nothing was claimed, though there is something to claim")
-			}
-			last := map[string]int64{}
-			for _, msg := range claimed {
-				var id int64
-				fmt.Sscan(msg.ID, &id)
-				if !allowed[id] {
-					t.Fatalf("%d of key %q must not be claimed", id, msg.Key)
-				}
-				if msg.Key != "" && id < last[msg.Key] {
-					t.Fatalf("%d comes after %d of the same key", id, last[msg.Key])
-				}
-				last[msg.Key] = id
-				m.find(id).claimed = true
-			}
-			// A run has no gap: whoever is claimed has nobody of its key before it that is not.
-			for _, r := range m.rows {
-				for _, other := range m.rows {
-					if r.Key != "" && r.Key == other.Key && other.ID < r.ID && last[r.Key] == r.ID && !other.claimed {
-						t.Fatalf("%d was claimed before %d of the same key", r.ID, other.ID)
-					}
-				}
-			}
-		}
+		h := &history{q: New(rapid.IntRange(1, 4).Draw(t, "perKey"), much, much), nextID: 10}
 		t.Repeat(map[string]func(*rapid.T){
-			"add": func(t *rapid.T) {
-				nextID += 2
-				id := nextID
-				if rapid.Bool().Draw(t, "late") {
-					id = nextID - 5
-				}
-				if m.find(id) != nil {
-					t.Skip("known")
-				}
-				r := row(id, rapid.SampledFrom([]string{"", "a", "b", "c"}).Draw(t, "key"))
-				r.Topic = rapid.SampledFrom([]string{"t", "u"}).Draw(t, "topic")
-				r.Due = rapid.SampledFrom([]int64{0, 0, 0, now + 5}).Draw(t, "due")
-				m.rows = append(m.rows, &modelRow{Row: r})
-				slices.SortFunc(m.rows, func(a, b *modelRow) int { return int(a.ID - b.ID) })
-				q.Add(r)
-			},
-			"claim": claim,
-			"done": func(t *rapid.T) {
-				r := pick(t, true)
-				m.rows = slices.DeleteFunc(m.rows, func(o *modelRow) bool { return o == r })
-				q.Done(r.ID)
-			},
-			"postpone": func(t *rapid.T) {
-				r := pick(t, true)
-				r.claimed, r.Due = false, now+rapid.Int64Range(0, 9).Draw(t, "wait")
-				q.Postpone(r.ID, r.Due)
-			},
-			"release": func(t *rapid.T) {
-				r := pick(t, true)
-				r.claimed = false
-				q.Release(r.ID)
-			},
-			"gone": func(t *rapid.T) {
-				r := pick(t, false)
-				m.rows = slices.DeleteFunc(m.rows, func(o *modelRow) bool { return o == r })
-				q.Gone(r.ID)
-			},
-			"time": func(*rapid.T) { now += 3 },
-			"pause": func(t *rapid.T) {
-				m.paused = rapid.SampledFrom([][]string{nil, {"t"}, {"u"}}).Draw(t, "p")
-				q.Pause(m.paused)
-			},
-			"": func(t *rapid.T) {
-				if q.Len() != len(m.rows) {
-					t.Fatalf("the queue knows %d messages, not %d", q.Len(), len(m.rows))
-				}
-				idle := 0
-				for _, e := range q.entries {
-					if e.msg != nil && !e.claimed {
-						idle += e.msg.Size()
-					}
-				}
-				if idle != q.idle {
-					t.Fatalf("idle is %d, should be %d", q.idle, idle)
-				}
-			},
+			"add": h.add, "claim": h.claim, "done": h.done, "postpone": h.postpone, "release": h.release,
+			"gone": h.gone, "pause": h.pause, "time": func(*rapid.T) { h.now += 3 },
+			"": h.check,
 		})
-		m.paused, now = nil, now+100
-		q.Pause(nil)
-		for range 200 {
-			for _, r := range slices.Clone(m.rows) {
-				if r.claimed {
-					m.rows = slices.DeleteFunc(m.rows, func(o *modelRow) bool { return o == r })
-					q.Done(r.ID)
-				}
-			}
-			if len(m.rows) == 0 {
-				break
-			}
-			claim(t)
-		}
-		if len(m.rows) > 0 || q.Len() > 0 || len(q.lists) > 0 {
-			t.Fatalf("%d messages are stuck, %d lists left", len(m.rows), len(q.lists))
-		}
+		h.finish(t)
 	})
 }

@@ -69,7 +69,7 @@ func (d *SQLDB) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if other := d.stmts[query]; other != nil { // somebody else was faster
-		return other, stmt.Close()
+		return other, stmt.Close() //nolint:sqlclosecheck // not on every path
 	}
 	d.stmts[query] = stmt
 	return stmt, nil
@@ -77,7 +77,7 @@ func (d *SQLDB) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
 
 // Exec implements Conn.
 func (d *SQLDB) Exec(ctx context.Context, query string, args ...any) (int64, error) {
-	stmt, err := d.stmt(ctx, query)
+	stmt, err := d.stmt(ctx, query) //nolint:sqlclosecheck // it is kept for the next call
 	if err != nil {
 		return 0, err
 	}
@@ -86,11 +86,11 @@ func (d *SQLDB) Exec(ctx context.Context, query string, args ...any) (int64, err
 
 // Query implements Conn.
 func (d *SQLDB) Query(ctx context.Context, query string, args []any, each func(Scanner) (bool, error)) error {
-	stmt, err := d.stmt(ctx, query)
+	stmt, err := d.stmt(ctx, query) //nolint:sqlclosecheck // it is kept for the next call
 	if err != nil {
 		return err
 	}
-	rows, err := stmt.QueryContext(ctx, args...) //nolint:rowserrcheck,sqlclosecheck // eachRow does both
+	rows, err := stmt.QueryContext(ctx, args...)
 	if err != nil {
 		return err
 	}
@@ -165,7 +165,7 @@ func (c sqlConn) Exec(ctx context.Context, query string, args ...any) (int64, er
 }
 
 func (c sqlConn) Query(ctx context.Context, query string, args []any, each func(Scanner) (bool, error)) error {
-	rows, err := c.q.QueryContext(ctx, query, args...) //nolint:rowserrcheck,sqlclosecheck // eachRow does both
+	rows, err := c.q.QueryContext(ctx, query, args...)
 	if err != nil {
 		return err
 	}

@@ -51,10 +51,9 @@ type Engine struct {
 
 	claimMu sync.Mutex
 	// All of these are claimMu's.
-	checked  bool      // the schema was found whole
-	nextTake time.Time // no attempt to take slots before
-	cursor   int64     // all rows up to it have been read
-	due      dueCursor // all delayed rows up to it have been read
+	checked bool      // the schema was found whole
+	cursor  int64     // all rows up to it have been read
+	due     dueCursor // all delayed rows up to it have been read
 
 	mu sync.Mutex
 	// All of these are mu's.

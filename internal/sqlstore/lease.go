@@ -95,9 +95,7 @@ func (e *Engine) startBeat() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	e.stopBeat = cancel
-	e.beats.Add(1)
-	go func() {
-		defer e.beats.Done()
+	e.beats.Go(func() {
 		ticker := time.NewTicker(e.ttl / 3)
 		defer ticker.Stop()
 		for {
@@ -109,7 +107,7 @@ func (e *Engine) startBeat() {
 				e.dropExpired()
 			}
 		}
-	}()
+	})
 }
 
 // renew extends the leases that still hold. A slot whose lease has ended by the local clock is not revived: its claims

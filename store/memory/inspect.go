@@ -1,7 +1,10 @@
 package memory
 
 import (
+	"cmp"
 	"context"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -110,6 +113,32 @@ func (s *Store) Stats(context.Context) (outbox.Stats, error) {
 		}
 	}
 	return stats, nil
+}
+
+// Pending returns up to limit messages that wait to be published, by id, without claiming them: the committed ones and,
+// if tx is not nil, those saved in it. It is for tests; see package outboxtest.
+func (s *Store) Pending(_ context.Context, tx any, limit int) ([]outbox.Message, error) {
+	s.db.mu.Lock()
+	defer s.db.mu.Unlock()
+	rows := s.db.sorted(s.db.messages)
+	if tx != nil {
+		t, err := s.txOf(tx)
+		if err != nil {
+			return nil, err
+		}
+		if t.ended() {
+			return nil, ErrTxDone
+		}
+		rows = append(rows, t.saved...)
+		slices.SortFunc(rows, func(a, b *outbox.Message) int { return cmp.Compare(rowID(a), rowID(b)) })
+	}
+	var msgs []outbox.Message
+	for _, row := range rows[:min(max(limit, 0), len(rows))] {
+		m := *row
+		m.Headers = maps.Clone(row.Headers)
+		msgs = append(msgs, m)
+	}
+	return msgs, nil
 }
 
 // Messages returns the committed messages that wait to be published, by id: for tests.

@@ -163,9 +163,7 @@ func (s *Store) startBeats() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.stopBeats = cancel
-	s.beats.Add(1)
-	go func() { // ends with Release without ids, or Close
-		defer s.beats.Done()
+	s.beats.Go(func() { // ends with Release without ids, or Close
 		ticker := time.NewTicker(s.db.ttl / 3)
 		defer ticker.Stop()
 		for {
@@ -178,7 +176,7 @@ func (s *Store) startBeats() {
 				s.unlockAndTell()
 			}
 		}
-	}()
+	})
 }
 
 // Settle implements [outbox.LeasedStore].

@@ -7,7 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
+	"hash/crc32"
 	"maps"
 	"strconv"
 	"sync"
@@ -73,7 +73,7 @@ type Option func(*database) error
 func WithSlots(n int) Option {
 	return func(db *database) error {
 		if n < 1 || n > 64 {
-			return fmt.Errorf("Slots is %d, must be from 1 to 64", n)
+			return fmt.Errorf("the number of slots is %d, must be from 1 to 64", n)
 		}
 		db.slots = make([]lease, n)
 		return nil
@@ -233,13 +233,11 @@ func (s *Store) add(row *outbox.Message) {
 }
 
 func (db *database) slotOf(row *outbox.Message) int {
-	h := fnv.New32a()
-	if row.Key != "" {
-		h.Write([]byte(row.Key)) //nolint:errcheck,revive // a hash never fails
-	} else {
-		h.Write([]byte(row.UUID)) //nolint:errcheck,revive // a hash never fails
+	spread := row.Key
+	if spread == "" {
+		spread = row.UUID
 	}
-	return int(h.Sum32() % uint32(len(db.slots))) //nolint:gosec // at most 64
+	return int(crc32.ChecksumIEEE([]byte(spread)) % uint32(len(db.slots))) //nolint:gosec // at most 64
 }
 
 func rowID(row *outbox.Message) int64 {

@@ -1,0 +1,72 @@
+package outbox_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/ThreeDotsLabs/watermill/pubsub/gochannel"
+	"github.com/stretchr/testify/require"
+
+	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/store/sqlite"
+)
+
+func newRouter(t *testing.T) *message.Router {
+	t.Helper()
+	router, err := message.NewRouter(message.RouterConfig{}, watermill.NopLogger{})
+	require.NoError(t, err)
+	return router
+}
+
+func TestRouterPlugin_RunsAndEndsWithTheRouter(t *testing.T) {
+	for name, stop := range map[string]func(*message.Router, context.CancelFunc) error{
+		"Close":   func(r *message.Router, _ context.CancelFunc) error { return r.Close() },
+		"context": func(_ *message.Router, cancel context.CancelFunc) error { cancel(); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			one, two := newMemory(t), newMemory(t)
+			router, b := newRouter(t), newBroker()
+			for _, store := range []outbox.Store{one, two} { // two on one router have names of their own
+				f, err := outbox.NewForwarder(store, b, outbox.WithLogger(watermill.NopLogger{}))
+				require.NoError(t, err)
+				router.AddPlugin(f.RouterPlugin)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			ended := make(chan error, 1)
+			go func() { ended <- router.Run(ctx) }()
+			<-router.Running()
+			publish(t, one, "topic", newMessage("x", ""))
+			publish(t, two, "topic", newMessage("y", ""))
+			b.await(t, 2)
+			require.NoError(t, stop(router, cancel))
+			require.NoError(t, <-ended)
+
+			next, err := outbox.NewForwarder(one, b, outbox.WithLogger(watermill.NopLogger{}))
+			require.NoError(t, err)
+			_, err = next.Drain(t.Context())
+			require.NoError(t, err, "the lease was given up, and the store is free")
+		})
+	}
+}
+
+func TestRouterPlugin_ARouterWhoseForwarderCannotRunSaysWhy(t *testing.T) {
+	db, err := sqlite.Open(t.TempDir() + "/outbox.db")
+	require.NoError(t, err)
+	defer func() { require.NoError(t, db.Close()) }()
+	store, err := sqlite.New(db) // and no Migrate
+	require.NoError(t, err)
+	defer func() { require.NoError(t, store.Close()) }()
+	f, err := outbox.NewForwarder(store, newBroker(), outbox.WithLogger(watermill.NopLogger{}))
+	require.NoError(t, err)
+	router := newRouter(t)
+	router.AddPlugin(f.RouterPlugin)
+	pubSub := gochannel.NewGoChannel(gochannel.Config{}, nil)
+	router.AddConsumerHandler("other", "topic", pubSub, func(*message.Message) error { return nil })
+	err = router.Run(t.Context())
+	require.ErrorIs(t, err, outbox.ErrNotMigrated)
+	require.ErrorContains(t, err, "store.Migrate(ctx)")
+	require.NoError(t, pubSub.Close())
+}

@@ -1,0 +1,414 @@
+package sqlite_test
+
+import (
+	"context"
+	"database/sql"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/migrations"
+	"github.com/watermill-outbox/outbox/store/sqlite"
+)
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv("OUTBOX_TEST_RELAY"); path != "" {
+		relayForTest(path)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func open(t *testing.T, path string) *sql.DB {
+	t.Helper()
+	db, err := sqlite.Open(path)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	return db
+}
+
+func newStore(t *testing.T, db *sql.DB, opts ...sqlite.Option) *sqlite.Store {
+	t.Helper()
+	store, err := sqlite.New(db, opts...)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, store.Close()) })
+	return store
+}
+
+func migrated(t *testing.T, opts ...sqlite.Option) (*sqlite.Store, *sql.DB) {
+	t.Helper()
+	db := open(t, filepath.Join(t.TempDir(), "outbox.db"))
+	store := newStore(t, db, opts...)
+	require.NoError(t, store.Migrate(t.Context()))
+	return store, db
+}
+
+func save(t *testing.T, store *sqlite.Store, topic string, payloads ...string) {
+	t.Helper()
+	require.NoError(t, store.InTx(t.Context(), func(_ context.Context, tx *sql.Tx) error {
+		for _, p := range payloads {
+			msg := message.NewMessage(watermill.NewUUID(), []byte(p))
+			outbox.SetKey(msg, "key")
+			if err := store.Publisher(tx).Publish(topic, msg); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+}
+
+func TestOpen_SetsWhatTheOutboxNeeds_OnEveryConnection(t *testing.T) {
+	db := open(t, filepath.Join(t.TempDir(), "a file with spaces & % and ünïcode.db"))
+	var conns []*sql.Conn
+	for range 3 {
+		conn, err := db.Conn(t.Context())
+		require.NoError(t, err)
+		conns = append(conns, conn)
+		for pragma, want := range map[string]string{"journal_mode": "wal", "busy_timeout": "5000", "synchronous": "2"} {
+			var got string
+			require.NoError(t, conn.QueryRowContext(t.Context(), "PRAGMA "+pragma).Scan(&got))
+			require.Equal(t, want, got, pragma)
+		}
+	}
+	for _, conn := range conns {
+		require.NoError(t, conn.Close())
+	}
+}
+
+func TestOpen_LetsParametersTakePrecedence(t *testing.T) {
+	db := open(t, filepath.Join(t.TempDir(), "outbox.db")+"?_synchronous=NORMAL&_busy_timeout=7")
+	var synchronous, timeout int
+	require.NoError(t, db.QueryRow("PRAGMA synchronous").Scan(&synchronous))
+	require.NoError(t, db.QueryRow("PRAGMA busy_timeout").Scan(&timeout))
+	require.Equal(t, 1, synchronous)
+	require.Equal(t, 7, timeout)
+}
+
+func TestOpen_SaysWhatIsWrong(t *testing.T) {
+	for path, want := range map[string]string{
+		":memory:":                  "package store/memory in tests",
+		"":                          "package store/memory in tests",
+		"file:x?mode=memory":        "package store/memory in tests",
+		"outbox.db?%zz":             "the parameters of",
+		"/nowhere/at/all/outbox.db": `open "/nowhere/at/all/outbox.db"`,
+	} {
+		_, err := sqlite.Open(path)
+		require.ErrorContains(t, err, want)
+	}
+}
+
+func TestNew_RefusesADatabaseWithoutTheSettings_AndNamesTheDSN(t *testing.T) {
+	for name, params := range map[string]string{
+		"no WAL":            "_txlock=immediate&_busy_timeout=5000",
+		"no busy timeout":   "_txlock=immediate&_journal_mode=WAL&_busy_timeout=0",
+		"deferred":          "_journal_mode=WAL&_busy_timeout=5000",
+		"deferred, by name": "_journal_mode=WAL&_busy_timeout=5000&_txlock=deferred",
+	} {
+		t.Run(name, func(t *testing.T) {
+			db, err := sql.Open("sqlite3", "file:"+filepath.Join(t.TempDir(), "x.db")+"?"+params)
+			require.NoError(t, err)
+			defer func() { require.NoError(t, db.Close()) }()
+			_, err = sqlite.New(db)
+			require.ErrorContains(t, err, "_journal_mode=WAL&_busy_timeout=5000&_txlock=immediate")
+		})
+	}
+	_, err := sqlite.New(nil)
+	require.ErrorContains(t, err, "sqlite.Open")
+}
+
+func TestNew_TakesADatabaseThatAnotherProcessIsWritingTo(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "outbox.db")
+	tx, err := open(t, path).Begin()
+	require.NoError(t, err)
+	newStore(t, open(t, path+"?_busy_timeout=20"))
+	require.NoError(t, tx.Rollback())
+}
+
+func TestNew_ChecksOptions(t *testing.T) {
+	db := open(t, filepath.Join(t.TempDir(), "outbox.db"))
+	for _, prefix := range []string{`a"b`, "a b", "a;DROP TABLE x", "1a", "ä", strings.Repeat("a", 31)} {
+		_, err := sqlite.New(db, sqlite.WithPrefix(prefix))
+		require.ErrorContains(t, err, "prefix")
+	}
+	_, err := sqlite.New(db, sqlite.WithLeaseTTL(time.Nanosecond))
+	require.ErrorContains(t, err, "LeaseTTL is 1ns, must be from 100ms to 1h")
+}
+
+func TestStore_PrefixesLiveSideBySide(t *testing.T) {
+	db := open(t, filepath.Join(t.TempDir(), "outbox.db"))
+	a, b := newStore(t, db, sqlite.WithPrefix("a_")), newStore(t, db, sqlite.WithPrefix("b_"))
+	require.NoError(t, a.Migrate(t.Context()))
+	require.NoError(t, b.Migrate(t.Context()))
+	save(t, a, "topic", "for a")
+	tx, err := db.Begin()
+	require.NoError(t, err)
+	ctx := a.ContextWithTx(t.Context(), tx)
+	_, found := b.TxFromContext(ctx)
+	require.False(t, found, "two outboxes never take each other's transactions")
+	require.NoError(t, tx.Rollback())
+	msgs, err := b.FetchPending(t.Context(), 10)
+	require.NoError(t, err)
+	require.Empty(t, msgs)
+	msgs, err = a.FetchPending(t.Context(), 10)
+	require.NoError(t, err)
+	require.Len(t, msgs, 1)
+}
+
+func TestStore_WithoutTables_SaysWhichCallMendsIt(t *testing.T) {
+	db := open(t, filepath.Join(t.TempDir(), "outbox.db"))
+	store := newStore(t, db)
+	_, err := store.Claim(t.Context(), 1, 1)
+	require.ErrorIs(t, err, outbox.ErrNotMigrated)
+	require.ErrorContains(t, err, "store.Migrate(ctx)")
+	err = store.Save(t.Context(), nil, outbox.Message{Topic: "t"})
+	require.ErrorIs(t, err, outbox.ErrNotMigrated)
+	_, err = store.Processed().MarkProcessed(t.Context(), nil, "g", "m", nil)
+	require.ErrorIs(t, err, outbox.ErrNotMigrated)
+
+	require.NoError(t, store.Migrate(t.Context()))
+	_, err = db.Exec("ALTER TABLE outbox_messages DROP COLUMN last_error")
+	require.NoError(t, err)
+	_, err = store.Claim(t.Context(), 1, 1)
+	require.ErrorIs(t, err, outbox.ErrNotMigrated, "a column is missing")
+}
+
+func TestStore_ARowThatWasDamagedByHandIsSetAside_AndTheOthersGoOn(t *testing.T) {
+	for name, damage := range map[string]string{
+		"headers":             "UPDATE outbox_messages SET headers = '{' WHERE payload = 'two'",
+		"headers of a number": `UPDATE outbox_messages SET headers = '{"a":1}' WHERE payload = 'two'`,
+		"headers, not UTF-8":  `UPDATE outbox_messages SET headers = CAST(x'7B2261223A22FF227D' AS TEXT) WHERE payload = 'two'`,
+		"retries":             "UPDATE outbox_messages SET retries = 'many' WHERE payload = 'two'",
+		"topic":               "UPDATE outbox_messages SET topic = '' WHERE payload = 'two'",
+		"uuid, not UTF-8":     "UPDATE outbox_messages SET uuid = CAST(x'FF' AS TEXT), topic = '' WHERE payload = 'two'",
+		"created_at":          "UPDATE outbox_messages SET created_at = 'yesterday' WHERE payload = 'two'",
+		"available_at":        "UPDATE outbox_messages SET available_at = 'soon' WHERE payload = 'two'",
+	} {
+		t.Run(name, func(t *testing.T) {
+			store, db := migrated(t)
+			save(t, store, "topic", "one", "two", "three")
+			result, err := db.Exec(strings.ReplaceAll(damage, "'two'", "CAST('two' AS BLOB)"))
+			require.NoError(t, err)
+			n, err := result.RowsAffected()
+			require.NoError(t, err)
+			require.EqualValues(t, 1, n)
+
+			published := &recorder{}
+			f, err := outbox.NewForwarder(store, published, outbox.WithLogger(watermill.NopLogger{}))
+			require.NoError(t, err)
+			_, err = f.Drain(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, []string{"one", "three"}, published.payloads)
+			failed, err := store.ListFailed(t.Context(), "", 10)
+			require.NoError(t, err)
+			require.Len(t, failed, 1)
+			require.Contains(t, failed[0].LastError, "column")
+		})
+	}
+}
+
+type recorder struct{ payloads []string }
+
+func (r *recorder) Publish(_ string, msgs ...*message.Message) error {
+	for _, msg := range msgs {
+		r.payloads = append(r.payloads, string(msg.Payload))
+	}
+	return nil
+}
+
+func (r *recorder) Close() error { return nil }
+
+func TestStore_PlainSQLFromAnyLanguageIsForwarded(t *testing.T) {
+	store, db := migrated(t)
+	_, err := db.Exec("INSERT INTO outbox_messages (topic, payload) VALUES ('topic', 'text, not a blob')")
+	require.NoError(t, err)
+	published := &recorder{}
+	f, err := outbox.NewForwarder(store, published, outbox.WithLogger(watermill.NopLogger{}))
+	require.NoError(t, err)
+	_, err = f.Drain(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{"text, not a blob"}, published.payloads)
+}
+
+func TestStore_SavesMoreRowsThanOneStatementTakes_AllOrNothing(t *testing.T) {
+	store, db := migrated(t)
+	msgs := make([]outbox.Message, 12_000)
+	for i := range msgs {
+		msgs[i].Topic = "topic"
+	}
+	tx, err := db.Begin()
+	require.NoError(t, err)
+	require.NoError(t, store.Save(t.Context(), tx, msgs...))
+	msgs[11_999].Headers = map[string]string{"fine": "so far"}
+	_, err = tx.Exec("CREATE TEMP TRIGGER full BEFORE INSERT ON outbox_messages WHEN new.headers <> '{}' " +
+		"BEGIN SELECT raise(ABORT, 'disk full'); END")
+	require.NoError(t, err)
+	require.ErrorContains(t, store.Save(t.Context(), tx, msgs...), "disk full")
+	require.NoError(t, tx.Commit())
+	stats, err := store.Stats(t.Context())
+	require.NoError(t, err)
+	require.EqualValues(t, 12_000, stats.Pending, "the first call whole, the second not at all")
+	require.Equal(t, map[string]int64{"topic": 12_000}, stats.PendingByTopic)
+}
+
+func TestStore_MessageIDsOfAnyLengthAreHandledOnce(t *testing.T) {
+	store, _ := migrated(t)
+	p := store.Processed()
+	for _, id := range []string{strings.Repeat("a", 10<<10), strings.Repeat("a", 10<<10-1) + "b", "a"} {
+		for _, want := range []bool{true, false} {
+			isNew, err := p.MarkProcessed(t.Context(), nil, "group", id, nil)
+			require.NoError(t, err)
+			require.Equal(t, want, isNew)
+		}
+	}
+}
+
+func TestMigrations_GoWithTheStore(t *testing.T) {
+	db := open(t, filepath.Join(t.TempDir(), "outbox.db"))
+	script, err := migrations.SQL("sqlite3", 0, 1, migrations.WithPrefix("mine_"))
+	require.NoError(t, err)
+	_, err = db.Exec(script)
+	require.NoError(t, err)
+	store := newStore(t, db, sqlite.WithPrefix("mine_"))
+	save(t, store, "topic", "x")
+	msgs, err := store.Claim(t.Context(), 1, 1)
+	require.NoError(t, err)
+	require.Len(t, msgs, 1)
+}
+
+// relayForTest is the body of another process: it relays from the file until it is killed.
+func relayForTest(path string) {
+	db, err := sqlite.Open(path)
+	if err != nil {
+		panic(err)
+	}
+	store, err := sqlite.New(db, sqlite.WithLeaseTTL(500*time.Millisecond))
+	if err != nil {
+		panic(err)
+	}
+	f, err := outbox.NewForwarder(store, writer{}, outbox.WithLogger(watermill.NopLogger{}))
+	if err != nil {
+		panic(err)
+	}
+	panic(f.Run(context.Background()))
+}
+
+// writer publishes to standard output.
+type writer struct{}
+
+func (writer) Publish(_ string, msgs ...*message.Message) error {
+	for _, msg := range msgs {
+		if _, err := os.Stdout.Write(append(msg.Payload, '\n')); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (writer) Close() error { return nil }
+
+func TestStore_AnotherProcessTakesOverFromOneThatWasKilled(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "outbox.db")
+	store := newStore(t, open(t, path), sqlite.WithLeaseTTL(500*time.Millisecond))
+	require.NoError(t, store.Migrate(t.Context()))
+
+	child := exec.Command(os.Args[0])
+	child.Env = append(os.Environ(), "OUTBOX_TEST_RELAY="+path)
+	child.Stderr = os.Stderr
+	out, err := child.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, child.Start())
+	save(t, store, "topic", "by the child")
+	line := make([]byte, len("by the child\n"))
+	_, err = out.Read(line)
+	require.NoError(t, err)
+	require.Equal(t, "by the child\n", string(line))
+	_, err = store.Claim(t.Context(), 10, 1<<20)
+	require.ErrorIs(t, err, outbox.ErrNoLease, "the child relays")
+
+	require.NoError(t, child.Process.Kill())
+	require.Error(t, child.Wait())
+	save(t, store, "topic", "left behind")
+	var msgs []outbox.Message
+	require.Eventually(t, func() bool {
+		msgs, err = store.Claim(t.Context(), 10, 1<<20)
+		return err == nil && len(msgs) > 0
+	}, 30*time.Second, 10*time.Millisecond)
+	require.Equal(t, "left behind", string(msgs[len(msgs)-1].Payload))
+}
+
+func TestNotify_HearsOfCommitsOfOtherConnections(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "outbox.db")
+	store := newStore(t, open(t, path))
+	require.NoError(t, store.Migrate(t.Context()))
+	ctx, cancel := context.WithCancel(t.Context())
+	woken, ended := make(chan struct{}, 100), make(chan error, 1)
+	go func() { ended <- store.Notify(ctx, func() { woken <- struct{}{} }) }()
+	<-woken // the first look
+	save(t, newStore(t, open(t, path)), "topic", "x")
+	<-woken
+	cancel()
+	require.NoError(t, <-ended)
+
+	single := open(t, path)
+	single.SetMaxOpenConns(1)
+	require.ErrorContains(t, newStore(t, single).Notify(t.Context(), func() {}), "one connection")
+}
+
+func TestStore_ReadsTheDatabaseByItsIndexes(t *testing.T) {
+	_, db := migrated(t)
+	entries, err := os.ReadDir("queries")
+	require.NoError(t, err)
+	for _, analysed := range []bool{false, true} {
+		if analysed {
+			_, err := db.Exec("ANALYZE")
+			require.NoError(t, err)
+		}
+		for _, e := range entries {
+			if e.Name() == "stats.sql" || e.Name() == "stats_topics.sql" || e.Name() == "check.sql" ||
+				strings.HasPrefix(e.Name(), "slots_") {
+				continue // they look at everything, or at one row
+			}
+			text, err := os.ReadFile(filepath.Join("queries", e.Name()))
+			require.NoError(t, err)
+			stmt, err := db.Prepare("EXPLAIN QUERY PLAN " + string(text))
+			require.NoError(t, err, e.Name())
+			rows, err := stmt.Query(make([]any, parameters(string(text)))...)
+			require.NoError(t, err, e.Name())
+			for rows.Next() {
+				var id, parent, unused int
+				var detail string
+				require.NoError(t, rows.Scan(&id, &parent, &unused, &detail))
+				if strings.HasPrefix(detail, "SCAN") && !strings.Contains(detail, "VIRTUAL TABLE") &&
+					!strings.Contains(detail, "outbox_archive_failed_idx") {
+					t.Errorf("%s: %s", e.Name(), detail)
+				}
+				if strings.Contains(detail, "TEMP B-TREE FOR ORDER BY") {
+					t.Errorf("%s: %s", e.Name(), detail)
+				}
+			}
+			require.NoError(t, rows.Err())
+			require.NoError(t, rows.Close())
+			require.NoError(t, stmt.Close())
+		}
+	}
+}
+
+// parameters counts those of a statement, which are numbered or not.
+func parameters(statement string) int {
+	for n := 9; n > 0; n-- {
+		if strings.Contains(statement, "?"+strconv.Itoa(n)) {
+			return n
+		}
+	}
+	return strings.Count(statement, "?")
+}
