@@ -131,9 +131,11 @@ func TestDeduplicator_AConcurrentRedeliveryWaitsAndIsNotHandled(t *testing.T) {
 	require.Equal(t, 1, c.effects(t))
 }
 
+type contextKey struct{}
+
 func TestDeduplicator_RestoresTheContextForAnOuterRetry(t *testing.T) {
 	c := newConsumer(t)
-	original := context.WithValue(t.Context(), struct{}{}, "original")
+	original := context.WithValue(t.Context(), contextKey{}, "original")
 	msg := newMessage("x", "")
 	msg.SetContext(original)
 	_, err := c.dedup(t).Middleware(func(*message.Message) ([]*message.Message, error) { return nil, errDown })(msg)
@@ -325,7 +327,7 @@ func TestDeduplicator_ConsumerHandlersMustNotReturnMessages(t *testing.T) {
 
 func TestNewDeduplicator_SaysWhatIsWrong(t *testing.T) {
 	store, _ := newSQLite(t)
-	for want, make := range map[string]func() (*outbox.Deduplicator, error){
+	for want, construct := range map[string]func() (*outbox.Deduplicator, error){
 		"the store is nil":   func() (*outbox.Deduplicator, error) { return outbox.NewDeduplicator(nil, "g") },
 		"the group is empty": func() (*outbox.Deduplicator, error) { return outbox.NewDeduplicator(store.Processed(), "") },
 		"the publisher is nil": func() (*outbox.Deduplicator, error) {
@@ -341,7 +343,7 @@ func TestNewDeduplicator_SaysWhatIsWrong(t *testing.T) {
 			return outbox.NewDeduplicator(struct{ outbox.ProcessedStore }{store.Processed()}, "g")
 		},
 	} {
-		_, err := make()
+		_, err := construct()
 		require.ErrorContains(t, err, want)
 	}
 }

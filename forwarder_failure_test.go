@@ -227,8 +227,8 @@ func TestForwarder_Close_WaitsForWhatIsInFlight_AndLeavesNothingClaimed(t *testi
 		closed := make(chan error, 1)
 		go func() { closed <- f.Close() }()
 		select {
-		case <-closed:
-			require.FailNow(t, "Close did not wait")
+		case err := <-closed:
+			require.FailNow(t, "Close did not wait", "it returned %v", err)
 		case <-time.After(20 * time.Millisecond): // a Close that does not wait has returned by then
 		}
 		close(goOn)

@@ -3,7 +3,6 @@ package outbox_test
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -180,7 +179,7 @@ func TestPublisher_IsSafeForConcurrentUseOfOneTransaction(t *testing.T) {
 
 func TestNewPublisher_SaysWhatIsWrong(t *testing.T) {
 	store := newMemory(t)
-	for want, make := range map[string]func() (*outbox.Publisher, error){
+	for want, construct := range map[string]func() (*outbox.Publisher, error){
 		"the store is nil":    func() (*outbox.Publisher, error) { return outbox.NewPublisher(nil) },
 		"the function is nil": func() (*outbox.Publisher, error) { return outbox.NewPublisher(store, outbox.WithKeyFunc(nil)) },
 		"an option is nil":    func() (*outbox.Publisher, error) { return outbox.NewPublisher(store, nil) },
@@ -192,7 +191,7 @@ func TestNewPublisher_SaysWhatIsWrong(t *testing.T) {
 			}{Store: store})
 		},
 	} {
-		_, err := make()
+		_, err := construct()
 		require.ErrorContains(t, err, want)
 	}
 	err := store.Publisher(store.Begin(), outbox.WithKeyFunc(nil)).Publish("topic", newMessage("x", ""))
@@ -241,5 +240,5 @@ func TestPublisher_TellsItsObserver(t *testing.T) {
 	require.Error(t, store.Publisher(nil, outbox.WithObserver(seen)).Publish("topic", newMessage("x", "k")))
 	require.Len(t, collect[outbox.SavedEvent](seen), 1)
 	require.NoError(t, tx.Rollback())
-	require.True(t, errors.Is(tx.Commit(), memory.ErrTxDone))
+	require.ErrorIs(t, tx.Commit(), memory.ErrTxDone)
 }

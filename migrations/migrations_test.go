@@ -480,6 +480,6 @@ func TestAClosedDatabase_IsAnError(t *testing.T) {
 	for call, err := range errs {
 		require.Error(t, err, call)
 		require.NotErrorIs(t, err, context.DeadlineExceeded)
-		require.True(t, errors.Unwrap(errors.Unwrap(err)) == nil, "%s retried: %v", call, err)
+		require.NoError(t, errors.Unwrap(errors.Unwrap(err)), "%s retried: %v", call, err)
 	}
 }

@@ -56,7 +56,7 @@ func TestRender_ReplacesNamesOfTablesAndIndexes_AndNothingElse(t *testing.T) {
 		"outbox_slots":                   `"s"."p_outbox_slots"`,
 		"SELECT 1 FROM outbox_slots;":    `SELECT 1 FROM "s"."p_outbox_slots";`,
 		"(outbox_slots,outbox_messages)": `("s"."p_outbox_slots","s"."p_outbox_messages")`,
-		"outbox_slots outbox_slots":      `"s"."p_outbox_slots" "s"."p_outbox_slots"`,
+		"outbox_slots outbox_relays":     `"s"."p_outbox_slots" "s"."p_outbox_relays"`,
 		"outbox_slots.slot":              `"s"."p_outbox_slots".slot`,
 		"CREATE INDEX outbox_a_idx ON\noutbox_a (b)": "CREATE INDEX \"p_outbox_a_idx\" ON\n\"s\".\"p_outbox_a\" (b)",
 

@@ -1,0 +1,51 @@
+# The default target lists the others.
+.DEFAULT_GOAL := help
+SHELL := bash
+
+# Tools are installed here, in the versions that are named here.
+TOOLS := $(CURDIR)/.cache/bin
+GOLANGCI_LINT_VERSION := v2.15.0
+GOLANGCI_LINT := $(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION)
+
+# Every module of the repository; go.work joins them.
+PACKAGES := ./... ./examples/...
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: test
+test: ## Run all tests, with the race detector
+	go vet $(PACKAGES)
+	go test -race $(PACKAGES)
+
+.PHONY: test-short
+test-short: ## Run all tests but the long ones, without the race detector
+	go test -short $(PACKAGES)
+
+.PHONY: stress
+stress: ## Run the tests of root, memory and SQLite fifty times over
+	go test -race -count=50 -short -timeout=60m . ./store/...
+
+.PHONY: fuzz
+fuzz: ## Fuzz each target for FUZZTIME (30s)
+	go test -run '^$$' -fuzz FuzzNew -fuzztime $(or $(FUZZTIME),30s) ./internal/sqlname/
+
+.PHONY: quickstart
+quickstart: ## Run the example that shows everything
+	go run ./examples/quickstart
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT) ## Check style, layers and common mistakes
+	$(GOLANGCI_LINT) run ./...
+	cd examples && $(GOLANGCI_LINT) run --config ../.golangci.yml ./...
+
+.PHONY: fmt
+fmt: $(GOLANGCI_LINT) ## Format all code
+	$(GOLANGCI_LINT) fmt ./...
+	cd examples && $(GOLANGCI_LINT) fmt --config ../.golangci.yml ./...
+
+$(GOLANGCI_LINT):
+	@mkdir -p $(TOOLS)
+	GOWORK=off GOBIN=$(TOOLS) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+	mv $(TOOLS)/golangci-lint $@
