@@ -15,7 +15,7 @@ func TestRootPackage_DependsOnWatermillAndNoDriverStoreOrBroker(t *testing.T) {
 	for _, dep := range strings.Fields(string(out)) {
 		for _, unwanted := range []string{
 			"sqlite", "pgx", "lib/pq", "mysql", "goose", "kafka", "sarama", "nats", "amqp", "redis",
-			"outbox/store", "outbox/migrations", "outbox/internal", "testify", "database/sql",
+			"outbox/store", "outbox/migrations", "outbox/internal", "testify",
 		} {
 			require.NotContains(t, dep, unwanted)
 		}
