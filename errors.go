@@ -8,6 +8,10 @@ var (
 	ErrNoTx = errors.New("outbox: message carries no transaction: publish with store.Publisher(tx), or call " +
 		"msg.SetContext(store.ContextWithTx(ctx, tx)) first, or make the publisher with outbox.WithOwnTx()")
 
+	// ErrNoKey is wrapped by the error of a publisher made [WithKeyRequired] for a message without a key.
+	ErrNoKey = errors.New("the message has no key, and would have no order: call outbox.SetKey(msg, key) with the id of " +
+		"what it is about, or make the publisher with outbox.WithKeyFunc")
+
 	// ErrInvalidTx is wrapped by the error for something that is not a transaction of the store's database: a *sql.DB
 	// (which would commit each statement by itself), a typed nil, or a transaction of another driver.
 	ErrInvalidTx = errors.New("not a transaction this store can write in")

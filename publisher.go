@@ -36,6 +36,7 @@ type Publisher struct {
 	name     string
 	key      func(topic string, msg *message.Message) (string, error)
 	total    bool
+	required bool
 	ownTx    bool
 	bound    *boundTx
 	observer Observer
@@ -67,6 +68,10 @@ func WithKeyFunc(key func(topic string, msg *message.Message) (string, error)) P
 // WithTotalOrder gives all messages without a key one common key, so that they are published in the order of their
 // commits, one at a time. Keys are the faster way to keep order where order matters.
 func WithTotalOrder() PublisherOption { return publisherOption(func(p *Publisher) { p.total = true }) }
+
+// WithKeyRequired makes Publish return [ErrNoKey] for a message without a key, for teams that rely on order everywhere:
+// a forgotten key is found in the first test, and not when two messages change places.
+func WithKeyRequired() PublisherOption { return publisherOption(func(p *Publisher) { p.required = true }) }
 
 // WithOwnTx makes Publish save messages that carry no transaction in one of their own, instead of returning
 // [ErrNoTx]. It is meant for code outside of any transaction: Watermill's PoisonQueue and Requeuer, a script. Elsewhere
@@ -254,8 +259,11 @@ func (p *Publisher) keyOf(topic string, msg *message.Message) (string, error) {
 			return "", err
 		}
 	}
-	if key == "" && p.total {
-		key = totalOrderKey
+	switch {
+	case key == "" && p.total:
+		return totalOrderKey, nil
+	case key == "" && p.required:
+		return "", ErrNoKey
 	}
 	return key, nil
 }

@@ -145,6 +145,16 @@ func TestPublisher_KeyFunc_TotalOrder_OwnTx(t *testing.T) {
 	require.Equal(t, []string{"c1", "set", "_outbox_total"}, keys)
 }
 
+func TestPublisher_KeyRequired_RefusesAMessageWithoutOne(t *testing.T) {
+	store := newMemory(t)
+	pub, err := outbox.NewPublisher(store, outbox.WithOwnTx(), outbox.WithKeyRequired())
+	require.NoError(t, err)
+	require.NoError(t, pub.Publish("topic", newMessage("x", "key")))
+	err = pub.Publish("topic", newMessage("x", ""))
+	require.ErrorIs(t, err, outbox.ErrNoKey)
+	require.ErrorContains(t, err, "outbox.SetKey(msg, key)")
+}
+
 func TestPublisher_FillsInAnEmptyUUID_AndChangesNoMessage(t *testing.T) {
 	store := newMemory(t)
 	pub, err := outbox.NewPublisher(store, outbox.WithOwnTx())
