@@ -62,7 +62,8 @@ func WithEffectElsewhere() DeduplicatorOption {
 
 // WithProducedPublisher sets what writes the messages that handlers return: publisher is called with the transaction in
 // their contexts. It must lead to an outbox [Publisher] over the same database, and may decorate it. Without this
-// option handlers that return messages need a *Publisher as their router publisher.
+// option handlers that return messages need a *Publisher as their router publisher; decorators that were added to the
+// router (AddPublisherDecorators) do not see those messages then.
 func WithProducedPublisher(publisher message.Publisher) DeduplicatorOption {
 	return deduplicatorOption(func(d *Deduplicator) {
 		if isNil(publisher) {

@@ -317,6 +317,18 @@ func TestDeduplicator_RefusesAnOutboxInAnotherDatabase(t *testing.T) {
 	require.ErrorContains(t, handlerErr, "another outbox")
 }
 
+func TestDeduplicator_SavesReturnedMessagesInItsOwnTransaction_WhateverTheirContextsCarry(t *testing.T) {
+	c := newConsumer(t)
+	publisher, err := outbox.NewPublisher(c.store)
+	require.NoError(t, err)
+	routed(t, publisher, func(*message.Message) ([]*message.Message, error) {
+		produced := newMessage("produced", "")
+		produced.SetContext(outbox.ContextWithTx(context.Background(), c.store, &sql.Tx{})) // one that has ended long ago
+		return []*message.Message{produced}, nil
+	}, c.dedup(t).Middleware)
+	require.Len(t, c.pending(t), 1)
+}
+
 func TestDeduplicator_ConsumerHandlersMustNotReturnMessages(t *testing.T) {
 	c := newConsumer(t)
 	_, err := c.dedup(t).Middleware(func(*message.Message) ([]*message.Message, error) {

@@ -15,7 +15,9 @@ import (
 // number of instances, in any number of processes, may run over one database; they share the work by leases.
 //
 // The publisher must not return before the broker has the message: for watermill-amqp turn publisher confirms on, for
-// Go channels BlockPublishUntilSubscriberAck. It is called by many goroutines at once, with one message each.
+// Go channels BlockPublishUntilSubscriberAck. (Go channels also drop what is published before there is a subscriber, and
+// what is not acknowledged when they close: start the Forwarder after the subscribers, and close it before the channel.)
+// It is called by many goroutines at once, with one message each.
 type Forwarder struct {
 	store     LeasedStore
 	publisher message.Publisher
@@ -216,7 +218,11 @@ func (f *Forwarder) log(event Event) {
 	case LeaseGainedEvent:
 		logger.Info("This instance relays", watermill.LogFields{"slots": e.Slots})
 	case LeaseLostEvent:
-		logger.Info("This instance no longer relays", watermill.LogFields{"slots": e.Slots, "err": e.Err})
+		fields := watermill.LogFields{"slots": e.Slots}
+		if e.Err != nil {
+			fields["err"] = e.Err
+		}
+		logger.Info("This instance no longer relays", fields)
 	}
 }
 

@@ -25,11 +25,14 @@ func SetKey(msg *message.Message, key string) {
 	msg.Metadata.Set(keyMetadata, key)
 }
 
+// Key returns the message's key, empty if it has none: of one to be published, and of one that a consumer received.
+func Key(msg *message.Message) string { return msg.Metadata.Get(keyMetadata) }
+
 // PartitionKey returns the message's key, or its UUID if it has none, and never an error. It fits
 // kafka.NewWithPartitioningMarshaler of watermill-kafka: messages of one key then go to one partition, and those
 // without a key are spread (an empty string would send them all to the same one).
 func PartitionKey(_ string, msg *message.Message) (string, error) {
-	if key := msg.Metadata.Get(keyMetadata); key != "" {
+	if key := Key(msg); key != "" {
 		return key, nil
 	}
 	return msg.UUID, nil

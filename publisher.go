@@ -71,7 +71,9 @@ func WithTotalOrder() PublisherOption { return publisherOption(func(p *Publisher
 
 // WithKeyRequired makes Publish return [ErrNoKey] for a message without a key, for teams that rely on order everywhere:
 // a forgotten key is found in the first test, and not when two messages change places.
-func WithKeyRequired() PublisherOption { return publisherOption(func(p *Publisher) { p.required = true }) }
+func WithKeyRequired() PublisherOption {
+	return publisherOption(func(p *Publisher) { p.required = true })
+}
 
 // WithOwnTx makes Publish save messages that carry no transaction in one of their own, instead of returning
 // [ErrNoTx]. It is meant for code outside of any transaction: Watermill's PoisonQueue and Requeuer, a script. Elsewhere
@@ -252,7 +254,7 @@ func (p *Publisher) row(topic string, msg *message.Message) (Message, error) {
 }
 
 func (p *Publisher) keyOf(topic string, msg *message.Message) (string, error) {
-	key := msg.Metadata.Get(keyMetadata)
+	key := Key(msg)
 	if key == "" {
 		var err error
 		if key, err = p.key(topic, msg); err != nil {

@@ -220,7 +220,7 @@ func (r *relay) grant(now time.Time) {
 		return
 	}
 	limit := min(r.cfg.MaxInFlight-r.dispatcher.inFlight, r.cfg.BatchSize)
-	if limit < r.cfg.BatchSize/4 && now.Sub(r.lastGrant) < shortPoll {
+	if limit < min(r.cfg.BatchSize, r.cfg.MaxInFlight)/4 && now.Sub(r.lastGrant) < shortPoll {
 		r.nextPoll = r.lastGrant.Add(shortPoll) // a read for a few messages costs as much as one for many
 		return
 	}

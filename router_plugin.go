@@ -2,46 +2,60 @@ package outbox
 
 import (
 	"context"
+	"errors"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 )
 
 // RouterPlugin is a message.RouterPlugin that runs f as long as the router runs: router.AddPlugin(f.RouterPlugin).
-// A router that starts returns the error if f cannot run; one that closes waits for f to end, so give it a CloseTimeout
-// above f's.
+//
+// f begins when all handlers have subscribed. A router whose Forwarder cannot run does not start, and its Run returns
+// why. A router that closes waits for f to end, so give it a CloseTimeout above f's. It closes its subscribers at the
+// same time, which brokers of the process itself, like Go channels, do not survive without loss: run f beside the
+// router then, and close it first.
 func (f *Forwarder) RouterPlugin(r *message.Router) error {
 	// A router has no hook for its end. It closes subscribers, though, or cancels their contexts.
 	name := "outbox_forwarder_" + watermill.NewShortUUID()
-	r.AddConsumerHandler(name, "outbox", &routerSubscriber{forwarder: f}, func(*message.Message) error { return nil })
+	s := &routerSubscriber{forwarder: f, running: r.Running()}
+	r.AddConsumerHandler(name, "outbox", s, func(*message.Message) error { return nil })
 	return nil
 }
 
 // routerSubscriber is a subscriber whose subscription is the Forwarder's run. It delivers nothing.
-type routerSubscriber struct{ forwarder *Forwarder }
+type routerSubscriber struct {
+	forwarder *Forwarder
+	running   <-chan struct{} // closed when the router has subscribed everybody
+}
 
-// Subscribe starts the Forwarder, and returns its error if it ends before it has begun. The channel is closed at its
-// end.
+// Subscribe has the Forwarder run when the router does. The channel is closed at its end.
 func (s *routerSubscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.Message, error) {
-	f := s.forwarder
+	if err := s.forwarder.checkSchema(ctx); err != nil {
+		return nil, err
+	}
 	messages := make(chan *message.Message)
-	ended := make(chan error, 1)
 	go func() { // ends with the router, by Close or by ctx
 		defer close(messages)
-		err := f.Run(ctx)
-		if err != nil {
-			f.cfg.Logger.Error("The Forwarder has ended", err, nil)
+		select {
+		case <-s.running:
+		case <-ctx.Done():
+			return
 		}
-		ended <- err
+		if err := s.forwarder.Run(ctx); err != nil {
+			s.forwarder.cfg.Logger.Error("The Forwarder has ended", err, nil)
+		}
 	}()
-	select {
-	case err := <-ended:
-		return messages, err
-	case <-f.Running():
-		return messages, nil
-	case <-ctx.Done():
-		return messages, nil
+	return messages, nil
+}
+
+// checkSchema returns ErrNotMigrated if that is what Run would return. Anything else Run waits for.
+func (f *Forwarder) checkSchema(ctx context.Context) error {
+	if checker, ok := f.store.(SchemaChecker); ok {
+		if err := checker.CheckSchema(ctx); errors.Is(err, ErrNotMigrated) {
+			return err
+		}
 	}
+	return nil
 }
 
 func (s *routerSubscriber) Close() error { return s.forwarder.Close() }

@@ -3,6 +3,7 @@ package outbox_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -69,4 +70,44 @@ func TestRouterPlugin_ARouterWhoseForwarderCannotRunSaysWhy(t *testing.T) {
 	require.ErrorIs(t, err, outbox.ErrNotMigrated)
 	require.ErrorContains(t, err, "store.Migrate(ctx)")
 	require.NoError(t, pubSub.Close())
+}
+
+func TestRouterPlugin_BeginsWhenAllHandlersHaveSubscribed(t *testing.T) {
+	store := newMemory(t)
+	f, err := outbox.NewForwarder(store, newBroker(), outbox.WithLogger(watermill.NopLogger{}))
+	require.NoError(t, err)
+	router := newRouter(t)
+	router.AddPlugin(f.RouterPlugin)
+	late := &lateSubscriber{subscribing: make(chan struct{}), goOn: make(chan struct{})}
+	router.AddConsumerHandler("late", "topic", late, func(*message.Message) error { return nil })
+	ended := make(chan error, 1)
+	go func() { ended <- router.Run(t.Context()) }()
+	<-late.subscribing
+	select {
+	case <-f.Running():
+		require.FailNow(t, "the Forwarder runs while a handler has not subscribed")
+	case <-time.After(20 * time.Millisecond): // one that does not wait runs by then
+	}
+	close(late.goOn)
+	<-f.Running()
+	require.NoError(t, router.Close())
+	require.NoError(t, <-ended)
+}
+
+// lateSubscriber takes its time to subscribe.
+type lateSubscriber struct {
+	subscribing, goOn chan struct{}
+	messages          chan *message.Message
+}
+
+func (s *lateSubscriber) Subscribe(context.Context, string) (<-chan *message.Message, error) {
+	close(s.subscribing)
+	<-s.goOn
+	s.messages = make(chan *message.Message)
+	return s.messages, nil
+}
+
+func (s *lateSubscriber) Close() error {
+	close(s.messages)
+	return nil
 }

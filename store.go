@@ -108,6 +108,12 @@ type Notifier interface {
 	Notify(ctx context.Context, wake func()) error
 }
 
+// SchemaChecker is a [Store] that can tell whether its tables are there.
+type SchemaChecker interface {
+	// CheckSchema returns an error that wraps [ErrNotMigrated] if a table or a column is missing.
+	CheckSchema(ctx context.Context) error
+}
+
 // TopicPauser is a [LeasedStore] that can leave topics out, so that the backlog of a topic that is down does not come
 // in the way of others. Without it the [Forwarder] puts such messages off one at a time.
 type TopicPauser interface {

@@ -29,8 +29,11 @@ func (e *Engine) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Messa
 	e.mu.Lock()
 	e.tell = func(event outbox.Event) { observer.Observe(eventCtx, event) }
 	e.mu.Unlock()
-	if err := e.check(ctx); err != nil {
-		return nil, err
+	if !e.checked {
+		if err := e.CheckSchema(ctx); err != nil {
+			return nil, err
+		}
+		e.checked = true
 	}
 	if err := e.lead(ctx); err != nil {
 		return nil, err
@@ -66,14 +69,10 @@ func (e *Engine) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Messa
 	return msgs, nil
 }
 
-// check makes sure once that all tables and columns are there.
-func (e *Engine) check(ctx context.Context) error {
-	if e.checked {
-		return nil
-	}
-	err := e.db.Query(ctx, e.sql["check"], nil, func(Scanner) (bool, error) { return true, nil })
-	e.checked = err == nil
-	return e.fail("check the schema", err)
+// CheckSchema implements outbox.SchemaChecker.
+func (e *Engine) CheckSchema(ctx context.Context) error {
+	return e.fail("check the schema",
+		e.db.Query(ctx, e.sql["check"], nil, func(Scanner) (bool, error) { return true, nil }))
 }
 
 // fill reads what may be claimed next, about n messages of it. more is false when there is nothing left to read. The

@@ -104,6 +104,7 @@ var _ interface {
 	outbox.LeasedStore
 	outbox.Transactor
 	outbox.TopicPauser
+	outbox.SchemaChecker
 	outbox.Inspector
 	outbox.StatsReporter
 } = (*Engine)(nil)

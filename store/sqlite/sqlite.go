@@ -24,6 +24,9 @@ import (
 // Store is an outbox in SQLite. It implements [outbox.LeasedStore] and all the optional interfaces, and is safe for
 // concurrent use.
 //
+// SQLite has one writer at a time, and a transaction of [Open] is a writer from its beginning: keep transactions short,
+// and write in a handler through its transaction alone, since another connection would wait for the handler to end.
+//
 // A transaction, where one is asked for, is a *sql.Tx or what wraps one with ExecContext, QueryContext, Commit and
 // Rollback, such as *sqlx.Tx and bun.Tx.
 type Store struct {
@@ -37,6 +40,7 @@ var _ interface {
 	outbox.Transactor
 	outbox.Notifier
 	outbox.TopicPauser
+	outbox.SchemaChecker
 	outbox.Inspector
 	outbox.StatsReporter
 } = (*Store)(nil)
