@@ -12,7 +12,7 @@ import (
 func TestRootPackage_DependsOnWatermillAndNoDriverStoreOrBroker(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", ".").Output()
 	require.NoError(t, err)
-	for _, dep := range strings.FieldsSeq(string(out)) {
+	for dep := range strings.FieldsSeq(string(out)) {
 		for _, unwanted := range []string{
 			"sqlite", "pgx", "lib/pq", "mysql", "goose", "kafka", "sarama", "nats", "amqp", "redis",
 			"outbox/store", "outbox/migrations", "outbox/internal", "testify",

@@ -52,6 +52,7 @@ type Engine struct {
 	claimMu sync.Mutex
 	// All of these are claimMu's.
 	checked bool      // the schema was found whole
+	owning  bool      // the database may name this instance as an owner
 	cursor  int64     // all rows up to it have been read
 	due     dueCursor // all delayed rows up to it have been read
 

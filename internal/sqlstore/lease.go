@@ -45,6 +45,7 @@ func (e *Engine) take(ctx context.Context) ([]int, error) {
 		return nil, e.fail("look for free slots", err)
 	}
 	asked := time.Now()
+	e.owning = true
 	gained, err := e.slots(ctx, "slots_take")
 	if err != nil {
 		return nil, e.fail("take slots", err)
@@ -194,14 +195,17 @@ func (e *Engine) releaseAll(ctx context.Context) error {
 	e.stopBeat = nil
 	e.forget()
 	e.mu.Unlock()
-	if stop == nil {
-		return nil
+	if stop != nil {
+		stop()
+		e.beats.Wait() // a renewal under way must not come after the slots were given
 	}
-	stop()
-	e.beats.Wait() // a renewal under way must not come after the slots were given
-	_, err := e.db.Exec(ctx, e.sql["slots_give"], e.owner)
 	if len(given) > 0 {
 		tell(outbox.LeaseLostEvent{Slots: given})
 	}
+	if !e.owning {
+		return nil
+	}
+	_, err := e.db.Exec(ctx, e.sql["slots_give"], e.owner)
+	e.owning = err != nil
 	return e.fail("give up the slots", err)
 }
