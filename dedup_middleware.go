@@ -107,7 +107,8 @@ func NewDeduplicator(store ProcessedStore, group string, opts ...DeduplicatorOpt
 }
 
 // Middleware is a message.HandlerMiddleware: pass it to router.AddMiddleware or to a handler's. See [Deduplicator] for
-// its place among others.
+// its place among others. It knows the handler, its topic and its publisher by what the router puts into the context of
+// messages; called without a router, it records under the group alone, and the handler cannot return messages.
 func (d *Deduplicator) Middleware(h message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) ([]*message.Message, error) {
 		original := msg.Context()

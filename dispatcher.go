@@ -124,7 +124,8 @@ func (d *dispatcher) next(now time.Time) *item {
 		case it == nil:
 			return nil
 		case it.msg.Status == StatusFailed: // it cannot be decoded
-			d.setAside(it, errors.New(it.msg.LastError), now)
+			d.lastErr, d.failures = errors.New(it.msg.LastError), d.failures+1
+			d.setAside(it, d.lastErr, now)
 		case !d.outages.admits(it):
 			d.keepInStore(it, now)
 		default:

@@ -171,7 +171,7 @@ func ExampleStatsReporter() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	if age := time.Since(stats.OldestPending); stats.Pending > 0 && age > time.Minute {
+	if age := stats.OldestAge; age > time.Minute {
 		fmt.Printf("%d messages are pending, the oldest for %v\n", stats.Pending, age.Round(time.Minute))
 	}
 	// Output: 2 messages are pending, the oldest for 1h0m0s

@@ -100,8 +100,8 @@ func (f *Forwarder) Drain(ctx context.Context) (int, error) {
 		err = fmt.Errorf("outbox: drain: %w", ctx.Err())
 	}
 	if d := r.dispatcher; err == nil && d.failures > 0 {
-		err = fmt.Errorf("outbox: drain: %d attempts to publish failed, and their messages are still in the outbox; the "+
-			"last one: %w", d.failures, d.lastErr)
+		err = fmt.Errorf("outbox: drain: %d attempts to publish failed; their messages are still in the outbox, or were "+
+			"set aside; the last one: %w", d.failures, d.lastErr)
 	}
 	return r.dispatcher.published, err
 }

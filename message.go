@@ -1,6 +1,10 @@
 package outbox
 
-import "time"
+import (
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
 
 // MessageStatus tells where a message is in its life.
 type MessageStatus string
@@ -46,6 +50,19 @@ type Message struct {
 	AvailableAt time.Time
 	// ProcessedAt is when the message was processed or set aside.
 	ProcessedAt time.Time
+}
+
+// Watermill returns m as a message for a broker: its UUID, payload and headers, which it shares with m, and its key,
+// for [PartitionKey] and consumers.
+func (m *Message) Watermill() *message.Message {
+	msg := message.NewMessage(m.UUID, m.Payload)
+	if m.Headers != nil {
+		msg.Metadata = m.Headers
+	}
+	if m.Key != "" {
+		SetKey(msg, m.Key)
+	}
+	return msg
 }
 
 // Size is what the message weighs, in bytes, against [WithMaxInFlightBytes] and the maxBytes of Claim: its variable

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
-	"github.com/ThreeDotsLabs/watermill/message"
 )
 
 const (
@@ -386,13 +385,7 @@ func (r *relay) publish(it *item) (err error) {
 			err = panicError{value}
 		}
 	}()
-	msg := message.NewMessage(it.msg.UUID, it.msg.Payload)
-	if it.msg.Headers != nil {
-		msg.Metadata = it.msg.Headers
-	}
-	if it.msg.Key != "" {
-		SetKey(msg, it.msg.Key)
-	}
+	msg := it.msg.Watermill()
 	msg.SetContext(r.workCtx)
 	begun := time.Now()
 	if err := r.f.publisher.Publish(it.msg.Topic, msg); err != nil {

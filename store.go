@@ -144,8 +144,9 @@ type StatsReporter interface {
 type Stats struct {
 	// Pending is the number of messages that are not published yet, claimed and delayed ones included.
 	Pending int64
-	// OldestPending is when the oldest of them was saved; the zero time if there is none.
-	OldestPending time.Time
+	// OldestAge is how long the oldest of them that is due has been due, by the database's clock; one that has failed
+	// counts from when it was saved. Zero if none is due.
+	OldestAge time.Duration
 	// Failed is the number of messages that were set aside.
 	Failed int64
 	// PendingByTopic is Pending for each topic that has any.

@@ -60,11 +60,7 @@ func Messages(tb testing.TB, store outbox.Store, tx any, topic string) []*messag
 }
 
 func asPublished(row *outbox.Message) *message.Message {
-	msg := message.NewMessage(row.UUID, row.Payload)
-	for k, v := range row.Headers {
-		msg.Metadata.Set(k, v)
-	}
-	outbox.SetKey(msg, row.Key)
+	msg := row.Watermill()
 	if row.Retries == 0 && !row.AvailableAt.IsZero() { // otherwise it is the time of the next attempt
 		msg.Metadata.Set(delay.DelayedUntilKey, row.AvailableAt.UTC().Format(time.RFC3339))
 	}

@@ -94,16 +94,14 @@ func (e *Engine) takeFailed(ctx context.Context, ids []string, queries ...string
 // Stats implements outbox.StatsReporter.
 func (e *Engine) Stats(ctx context.Context) (outbox.Stats, error) {
 	stats := outbox.Stats{PendingByTopic: map[string]int64{}}
-	var oldest any
+	var age int64
 	err := e.db.Query(ctx, e.sql["stats"], nil, func(s Scanner) (bool, error) {
-		return true, s.Scan(&stats.Pending, &oldest, &stats.Failed)
+		return true, s.Scan(&stats.Pending, &age, &stats.Failed)
 	})
 	if err != nil {
 		return stats, e.fail("count messages", err)
 	}
-	if stats.OldestPending, err = e.timeFrom(oldest); err != nil {
-		return stats, e.fail("count messages", err)
-	}
+	stats.OldestAge = max(time.Duration(age)*time.Millisecond, 0)
 	err = e.db.Query(ctx, e.sql["stats_topics"], nil, func(s Scanner) (bool, error) {
 		var topic string
 		var n int64
@@ -123,9 +121,11 @@ func (e *Engine) Pending(ctx context.Context, tx any, limit int) ([]outbox.Messa
 	var msgs []outbox.Message
 	err = conn.Query(ctx, e.sql["read"], []any{0, int64(math.MaxInt64), limit}, func(s Scanner) (bool, error) {
 		r := &row{}
-		err := r.scan(s)
+		if err := r.scan(s); err != nil {
+			return false, err
+		}
 		msgs = append(msgs, *e.message(r, outbox.StatusPending))
-		return true, err
+		return true, nil
 	})
 	return msgs, e.fail("read messages", err)
 }

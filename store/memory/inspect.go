@@ -108,9 +108,11 @@ func (s *Store) Stats(context.Context) (outbox.Stats, error) {
 	}
 	for _, row := range s.db.messages {
 		stats.PendingByTopic[row.Topic]++
-		if stats.OldestPending.IsZero() || row.CreatedAt.Before(stats.OldestPending) {
-			stats.OldestPending = row.CreatedAt
+		since := row.CreatedAt
+		if row.Retries == 0 && !row.AvailableAt.IsZero() {
+			since = row.AvailableAt
 		}
+		stats.OldestAge = max(stats.OldestAge, s.db.now().Sub(since))
 	}
 	return stats, nil
 }

@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -48,7 +49,7 @@ func (s *Store) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Messag
 	for i, row := range claimed {
 		msgs[i] = *row
 		msgs[i].Status = outbox.StatusProcessing
-		msgs[i].Headers = maps.Clone(row.Headers)
+		msgs[i].Payload, msgs[i].Headers = bytes.Clone(row.Payload), maps.Clone(row.Headers)
 	}
 	return msgs, nil
 }
@@ -161,14 +162,15 @@ func (s *Store) startBeats() {
 	if s.stopBeats != nil {
 		return
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	s.stopBeats = cancel
-	s.beats.Go(func() { // ends with Release without ids, or Close
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	s.stopBeats = func() { close(stop); <-stopped }
+	go func() { // ends with Release without ids, or Close
+		defer close(stopped)
 		ticker := time.NewTicker(s.db.ttl / 3)
 		defer ticker.Stop()
 		for {
 			select {
-			case <-ctx.Done():
+			case <-stop:
 				return
 			case <-ticker.C:
 				s.db.mu.Lock()
@@ -176,7 +178,7 @@ func (s *Store) startBeats() {
 				s.unlockAndTell()
 			}
 		}
-	})
+	}()
 }
 
 // Settle implements [outbox.LeasedStore].
@@ -257,8 +259,7 @@ func (s *Store) Release(_ context.Context, ids ...string) error {
 	delete(s.db.instances, s)
 	s.db.notify()
 	s.unlockAndTell()
-	stop()
-	s.beats.Wait() // not under mu, which the heartbeat takes
+	stop() // not under mu, which the heartbeat takes
 	return nil
 }
 

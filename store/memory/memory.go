@@ -31,8 +31,7 @@ type Store struct {
 	beat      time.Time                 // when it last renewed its leases
 	events    []outbox.Event            // not told yet
 	tell      func(outbox.Event)
-	stopBeats context.CancelFunc // ends the heartbeat goroutine; nil while there is none
-	beats     sync.WaitGroup
+	stopBeats func() // ends the heartbeat goroutine and waits for it; nil while there is none
 	closed    bool
 }
 

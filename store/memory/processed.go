@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/watermill-outbox/outbox"
@@ -41,7 +42,8 @@ func (p *Processed) IsProcessed(_ context.Context, db any, group, msgID string) 
 	p.store.db.mu.Lock()
 	defer p.store.db.mu.Unlock()
 	id := processedID{group, msgID}
-	_, seen := p.store.db.processed[id]
+	at, seen := p.store.db.processed[id]
+	seen = seen && (tx == nil || !at.Before(tx.purged))
 	return seen || (tx != nil && p.store.db.marking[id] == tx), nil
 }
 
@@ -88,7 +90,7 @@ func (p *Processed) tryMark(tx *Tx, id processedID) (isNew bool, wait <-chan str
 	if tx.ended() {
 		return false, nil, ErrTxDone
 	}
-	if _, seen := p.store.db.processed[id]; seen {
+	if at, seen := p.store.db.processed[id]; seen && !at.Before(tx.purged) {
 		return false, nil, nil
 	}
 	switch other := p.store.db.marking[id]; other {
@@ -104,20 +106,35 @@ func (p *Processed) tryMark(tx *Tx, id processedID) (isNew bool, wait <-chan str
 }
 
 // PurgeProcessedBefore implements [outbox.ProcessedStore].
-func (p *Processed) PurgeProcessedBefore(_ context.Context, db any, t time.Time) (int64, error) {
-	if db != nil {
-		if _, err := p.store.txOf(db); err != nil {
-			return 0, err
-		}
+func (p *Processed) PurgeProcessedBefore(ctx context.Context, db any, t time.Time) (n int64, err error) {
+	if db == nil {
+		err := p.store.InTx(ctx, func(ctx context.Context, tx *Tx) (err error) {
+			n, err = p.PurgeProcessedBefore(ctx, tx, t)
+			return err
+		})
+		return n, err
+	}
+	tx, err := p.store.txOf(db)
+	if err != nil {
+		return 0, err
 	}
 	p.store.db.mu.Lock()
 	defer p.store.db.mu.Unlock()
-	n := int64(0)
-	for id, at := range p.store.db.processed {
-		if at.Before(t) {
-			delete(p.store.db.processed, id)
+	if tx.ended() {
+		return 0, ErrTxDone
+	}
+	for _, at := range p.store.db.processed {
+		if at.Before(t) && !at.Before(tx.purged) {
 			n++
 		}
 	}
+	if t.After(tx.purged) {
+		tx.purged = t
+	}
 	return n, nil
+}
+
+// purge deletes marks from before t. The caller holds mu.
+func (db *database) purge(t time.Time) {
+	maps.DeleteFunc(db.processed, func(_ processedID, at time.Time) bool { return at.Before(t) })
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/watermill-outbox/outbox"
 )
@@ -18,6 +19,7 @@ type Tx struct {
 	done     chan struct{} // closed at the end; guarded by db.mu
 	saved    []*outbox.Message
 	marked   []processedID
+	purged   time.Time // marks before it go at the commit
 	onCommit []func()
 }
 
@@ -41,6 +43,7 @@ func (t *Tx) Commit() error {
 	if t.ended() {
 		return ErrTxDone
 	}
+	t.db.purge(t.purged)
 	for _, id := range t.marked {
 		t.db.processed[id] = t.db.now()
 	}

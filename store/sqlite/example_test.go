@@ -12,7 +12,6 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/watermill-outbox/outbox"
-	"github.com/watermill-outbox/outbox/migrations"
 	"github.com/watermill-outbox/outbox/store/sqlite"
 )
 
@@ -281,12 +280,12 @@ func ExampleNewProcessedStore() {
 	ctx := context.Background()
 	db, remove := exampleDB()
 	defer remove()
-	if err := migrations.Up(ctx, db, "sqlite3"); err != nil {
-		log.Fatal(err)
-	}
-
 	processed, err := sqlite.NewProcessedStore(db)
 	if err != nil {
+		log.Fatal(err)
+	}
+	defer processed.Close()
+	if err := processed.Migrate(ctx); err != nil {
 		log.Fatal(err)
 	}
 	dedup, err := outbox.NewDeduplicator(processed, "billing")
@@ -294,8 +293,13 @@ func ExampleNewProcessedStore() {
 		log.Fatal(err)
 	}
 	handler := dedup.Middleware(func(msg *message.Message) ([]*message.Message, error) {
+		tx, ok := processed.TxFromContext(msg.Context()) // for the writes of the handler
+		if !ok {
+			return nil, outbox.ErrNoTx
+		}
+		_, err := tx.ExecContext(msg.Context(), "SELECT 'billed'")
 		fmt.Println("billed", string(msg.Payload))
-		return nil, nil
+		return nil, err
 	})
 	msg := message.NewMessage(watermill.NewUUID(), []byte("order 42"))
 	for range 2 { // the broker delivers it again

@@ -135,13 +135,18 @@ func (s *Store) Migrate(ctx context.Context) error {
 // Close releases claims and leases. It does not close the *sql.DB, and publishing goes on working.
 func (s *Store) Close() error { return s.Engine.Close() }
 
-// Processed is the record of handled messages, an [outbox.ProcessedStore].
-type Processed = sqlstore.Processed
+// Processed is the record of handled messages, an [outbox.ProcessedStore] and [outbox.Transactor]. It is safe for
+// concurrent use.
+type Processed struct {
+	*sqlstore.Processed
+	store *Store
+}
 
 // Processed returns the store's record of handled messages, for [outbox.NewDeduplicator].
-func (s *Store) Processed() *Processed { return s.Engine.Processed() }
+func (s *Store) Processed() *Processed { return &Processed{Processed: s.Engine.Processed(), store: s} }
 
-// NewProcessedStore returns the record of handled messages of the outbox in db, for a service that only consumes.
+// NewProcessedStore returns the record of handled messages of the outbox in db, for a service that only consumes. Its
+// tables are the outbox's; Migrate makes them.
 func NewProcessedStore(db *sql.DB, opts ...Option) (*Processed, error) {
 	s, err := New(db, opts...)
 	if err != nil {
@@ -149,3 +154,14 @@ func NewProcessedStore(db *sql.DB, opts ...Option) (*Processed, error) {
 	}
 	return s.Processed(), nil
 }
+
+// TxFromContext returns the transaction that a handler under an [outbox.Deduplicator] writes in.
+func (p *Processed) TxFromContext(ctx context.Context) (*sql.Tx, bool) {
+	return p.store.TxFromContext(ctx)
+}
+
+// Migrate is [Store.Migrate].
+func (p *Processed) Migrate(ctx context.Context) error { return p.store.Migrate(ctx) }
+
+// Close is [Store.Close].
+func (p *Processed) Close() error { return p.store.Close() }

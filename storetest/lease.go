@@ -1,0 +1,296 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/watermill-outbox/outbox"
+)
+
+func leasePromises() []promise {
+	return []promise{
+		{name: "IsHeldByOneInstance", check: leaseIsHeldByOneInstance},
+		{name: "IsSharedWithANewInstance", check: leaseIsShared},
+		{name: "PassesOnWithAllPendingMessages_WhenItHasExpired", check: leasePassesOn},
+		{name: "GivesLateOutcomesOfItsFormerOwnerTheirEffect", check: leaseLateOutcomesCount},
+		{name: "KeepsLateOutcomesFromBringingAMessageBack", check: leaseLateOutcomesBringNothingBack},
+		{name: "IsOwnedUntilTheClaimEnds", check: leaseIsOwned},
+		{name: "IsOwnedNoMore_WhenAnotherInstanceHasIt", check: leaseIsOwnedNoMore},
+		{name: "TellsObserversOfItsGainAndLoss", check: leaseTellsObservers},
+		{name: "OutlastsALongClaim", check: leaseOutlastsALongClaim},
+	}
+}
+
+// leaseRecorder is an observer of the leases of one instance.
+type leaseRecorder struct {
+	mu         sync.Mutex
+	held       map[int]bool
+	lost       int // slots, in all events
+	lossErrors []error
+	surprises  []string
+}
+
+func (r *leaseRecorder) Observe(_ context.Context, event outbox.Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.held == nil {
+		r.held = map[int]bool{}
+	}
+	switch event := event.(type) {
+	case outbox.LeaseGainedEvent:
+		for _, slot := range event.Slots {
+			if r.held[slot] {
+				r.surprises = append(r.surprises, "a slot was gained twice")
+			}
+			r.held[slot] = true
+		}
+		if len(event.Slots) == 0 {
+			r.surprises = append(r.surprises, "a LeaseGainedEvent has no slots")
+		}
+	case outbox.LeaseLostEvent:
+		for _, slot := range event.Slots {
+			if !r.held[slot] {
+				r.surprises = append(r.surprises, "a slot was lost that was not held")
+			}
+			delete(r.held, slot)
+		}
+		r.lost += len(event.Slots)
+		r.lossErrors = append(r.lossErrors, event.Err)
+	}
+}
+
+// slots returns the slots that are held by the events so far.
+func (r *leaseRecorder) slots() []int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var slots []int
+	for slot := range r.held {
+		slots = append(slots, slot)
+	}
+	slices.Sort(slots)
+	return slots
+}
+
+func (r *leaseRecorder) losses() (slots int, errs []error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lost, slices.Clone(r.lossErrors)
+}
+
+func (r *leaseRecorder) check(e *env) {
+	e.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	require.Empty(e, r.surprises, "events of leases")
+}
+
+// claimAll claims nothing, but the leases, until the instance has them all.
+func (e *env) claimAll(l outbox.LeasedStore, r *leaseRecorder) {
+	e.Helper()
+	ctx := outbox.ContextWithObserver(e.ctx, r)
+	e.poll("the only instance gains all slots, by the LeaseGainedEvents to the observer in the context of Claim",
+		func() bool {
+			_, err := e.tryClaim(ctx, l, 0, noMaxBytes)
+			require.NoError(e, err)
+			return len(r.slots()) == e.features.Slots
+		})
+}
+
+func leaseIsHeldByOneInstance(e *env) {
+	a := e.openLeased()
+	e.saveNumbered(a, "", "m", 5)
+	recorder := &leaseRecorder{}
+	e.claimAll(a, recorder)
+	e.await(a, numbered("m", 5)...)
+	for range 3 {
+		b := e.openLeased()
+		msgs, err := b.Claim(e.ctx, many, noMaxBytes)
+		require.Empty(e, uuids(msgs), "messages that another instance has claimed")
+		if e.features.Slots == 1 {
+			require.ErrorIs(e, err, outbox.ErrNoLease, "Claim while another instance holds all slots")
+		}
+		msgs, err = b.FetchPending(e.ctx, many)
+		require.Empty(e, uuids(msgs), "messages that another instance has claimed")
+		require.True(e, err == nil || errors.Is(err, outbox.ErrNoLease), "FetchPending while another instance holds all "+
+			"slots: %v", err)
+		e.release(b)
+	}
+}
+
+func leaseIsShared(e *env) {
+	e.needs("Features.Slots > 1", e.features.Slots > 1)
+	a, b := e.openLeased(), e.openLeased()
+	ofA, ofB := &leaseRecorder{}, &leaseRecorder{}
+	e.claimAll(a, ofA)
+	e.poll("a second instance gets a share of the slots", func() bool {
+		_, err := e.tryClaim(outbox.ContextWithObserver(e.ctx, ofA), a, 0, noMaxBytes)
+		require.NoError(e, err)
+		_, err = e.tryClaim(outbox.ContextWithObserver(e.ctx, ofB), b, 0, noMaxBytes)
+		require.NoError(e, err)
+		for _, slot := range ofB.slots() {
+			require.NotContains(e, ofA.slots(), slot, "slot %d is held by two instances", slot)
+		}
+		share := e.features.Slots / 2
+		return len(ofA.slots()) >= share && len(ofB.slots()) >= share
+	})
+	ofA.check(e)
+	ofB.check(e)
+	var want []string
+	for i := range 8 * e.features.Slots {
+		uuid := numbered("m", i+1)[i]
+		e.save(a, keyed(uuid, uuid))
+		want = append(want, uuid)
+	}
+	e.awaitFrom([]outbox.Store{a, b}, want...)
+}
+
+func leasePassesOn(e *env) {
+	a, b := e.openLeased(), e.openLeased()
+	e.save(a, keyed("k1", "k"))
+	e.postpone(a, 0, e.await(a, "k1")...)
+	e.await(a, "k1")
+	e.save(a, keyed("k2", "k"), keyed("k3", "k"), unkeyed("u1"))
+	e.await(a, "u1")
+	e.expire(a)
+
+	got := e.drain(b, "k1", "k2", "k3", "u1")
+	order := uuids(got)
+	requireBefore(e, order, "k1", "k2")
+	requireBefore(e, order, "k2", "k3")
+	for _, m := range got {
+		want := 0
+		if m.UUID == "k1" {
+			want = 1
+		}
+		require.Equal(e, want, m.Retries, "retries of message %s when another instance has taken over", m.UUID)
+	}
+	e.nothing(b, "all messages are processed")
+}
+
+// What the former owner has published is done: nobody else shall publish it if that can be helped.
+func leaseLateOutcomesCount(e *env) {
+	a, b := e.openLeased(), e.openLeased()
+	e.saveNumbered(a, "", "m", 3)
+	claimed := e.await(a, numbered("m", 3)...)
+	e.expire(a)
+	e.await(b, numbered("m", 3)...)
+
+	e.settle(a, processed(claimed[0])...)
+	e.settle(a, outbox.Outcome{ID: claimed[1].ID, Status: outbox.StatusFailed, Err: errBroker})
+	e.release(b)
+	c := e.openLeased()
+	require.Equal(e, []string{"m3"}, uuids(e.arrivals(c)), "m1 and m2 were settled by an instance that had claimed "+
+		"them, after "+
+		"it had lost its lease: that must count")
+	e.requireSetAside(a, 1, "the former owner has set one aside")
+}
+
+func leaseLateOutcomesBringNothingBack(e *env) {
+	a, b := e.openLeased(), e.openLeased()
+	e.saveNumbered(a, "", "m", 4)
+	claimed := e.await(a, numbered("m", 4)...)
+	e.expire(a)
+	e.settle(b, processed(e.await(b, numbered("m", 4)...)...)...)
+
+	// The rows have gone. Whether that is worth an error is the store's choice.
+	for i, outcome := range []outbox.Outcome{
+		{Status: outbox.StatusProcessed},
+		{Status: outbox.StatusProcessed, Archive: true},
+		{Status: outbox.StatusPending, Err: errBroker},
+		{Status: outbox.StatusFailed, Err: errBroker},
+	} {
+		outcome.ID = claimed[i].ID
+		if err := a.Settle(e.ctx, outcome); err != nil {
+			require.ErrorIs(e, err, outbox.ErrNotClaimed, "Settle of a message that another instance has processed meanwhile")
+		}
+	}
+	require.Zero(e, e.deleteProcessedBefore(b, farFuture()), "archived, of messages that were deleted before")
+	e.requireSetAside(a, 0, "another instance had processed them before")
+	e.release(a)
+	e.release(b)
+	e.nothing(e.open(), "another instance has processed them, and a late outcome must not bring them back")
+}
+
+func leaseIsOwned(e *env) {
+	l := e.openLeased()
+	e.saveNumbered(l, "", "m", 4)
+	claimed := e.await(l, numbered("m", 4)...)
+	for _, m := range claimed {
+		require.True(e, l.Owned(m.ID), "Owned of a message that was just claimed")
+	}
+	for _, id := range unknownIDs() {
+		require.False(e, l.Owned(id), "Owned of the unknown id %q", id)
+	}
+	e.settle(l, processed(claimed[0])...)
+	e.postpone(l, never, claimed[1])
+	e.release(l, claimed[2])
+	for i, ended := range []string{"settled as processed", "settled as pending", "released"} {
+		require.False(e, l.Owned(claimed[i].ID), "Owned of a message that was %s", ended)
+	}
+	require.True(e, l.Owned(claimed[3].ID), "Owned of a message that is still claimed")
+}
+
+func leaseIsOwnedNoMore(e *env) {
+	a, b := e.openLeased(), e.openLeased()
+	e.save(a, unkeyed("m"))
+	claimed := e.await(a, "m")
+	e.expire(a)
+	again := e.await(b, "m")
+	require.True(e, b.Owned(again[0].ID), "Owned of a message taken over")
+	e.poll("an instance that lost its lease finds that it owns its former claim no more", func() bool {
+		_, err := e.tryClaim(e.ctx, a, 0, noMaxBytes)
+		require.NoError(e, err)
+		return !a.Owned(claimed[0].ID)
+	})
+}
+
+func leaseTellsObservers(e *env) {
+	a, b := e.openLeased(), e.openLeased()
+	recorder := &leaseRecorder{}
+	ctx := outbox.ContextWithObserver(e.ctx, recorder)
+	e.claimAll(a, recorder)
+	for _, slot := range recorder.slots() {
+		require.True(e, slot >= 0 && slot < e.features.Slots, "slot %d, of %d", slot, e.features.Slots)
+	}
+	require.NoError(e, a.Release(ctx), "Release without ids")
+	lost, errs := recorder.losses()
+	require.Equal(e, e.features.Slots, lost, "slots in LeaseLostEvents after Release without ids")
+	require.NoError(e, errors.Join(errs...), "Err of the LeaseLostEvent for leases that were given up on purpose")
+
+	e.claimAll(a, recorder)
+	e.expire(a)
+	e.save(b, unkeyed("m"))
+	e.await(b, "m")
+	e.poll("a LeaseLostEvent with an Err tells that another instance has taken the lease", func() bool {
+		_, err := e.tryClaim(ctx, a, 0, noMaxBytes)
+		require.NoError(e, err)
+		_, errs := recorder.losses()
+		return errors.Join(errs...) != nil
+	})
+	recorder.check(e)
+}
+
+// A consumer may take longer than a lease lasts: the store renews it by itself.
+func leaseOutlastsALongClaim(e *env) {
+	e.needs("Features.VirtualTime or Harness.LeaseTTL", e.features.VirtualTime || e.h.LeaseTTL > 0)
+	a, b := e.openLeased(), e.openLeased()
+	e.saveNumbered(a, "", "m", 3)
+	claimed := e.await(a, numbered("m", 3)...)
+	wait := time.Hour
+	if !e.features.VirtualTime {
+		wait = e.h.LeaseTTL * 3 / 2
+	}
+	for end := time.Now().Add(wait); time.Now().Before(end); time.Sleep(wait / 100) {
+		require.Empty(e, uuids(e.fetch(b, many)), "messages of an instance that lives were given to another: leases must be "+
+			"renewed")
+	}
+	for _, m := range claimed {
+		require.True(e, a.Owned(m.ID), "Owned, after longer than a lease lasts without renewal")
+	}
+	e.settle(a, processed(claimed...)...)
+}
