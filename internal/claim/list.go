@@ -115,12 +115,17 @@ func (q *Queue) Refill() (from int64, wanted bool) {
 	return from, wanted
 }
 
-// AddRefill takes in rows, ascending, that a read of all ids from Refill's answer up to through has shown; complete
-// tells that nothing known to the caller's other reads lies above through.
-func (q *Queue) AddRefill(rows []Row, through int64, complete bool) {
+// AddRefill takes in rows, ascending, that a read of all ids from from, Refill's answer, up to through has shown;
+// complete tells that nothing known to the caller's other reads lies above through. A list that was cut below from has a
+// gap before what was read: it waits for a read of its own.
+func (q *Queue) AddRefill(rows []Row, from, through int64, complete bool) {
+	full := map[*list]bool{} // had no room for a row; more stays where it is
 	for _, r := range rows {
 		l := q.lists[listID{r.Slot, r.Key}]
-		if l == nil || l.more == 0 || r.ID < l.more || len(l.entries) >= 2*q.perKey {
+		if l == nil || l.more < from || r.ID < l.more {
+			continue
+		}
+		if full[l] = full[l] || len(l.entries) >= 2*q.perKey; full[l] {
 			continue
 		}
 		l.more = r.ID + 1
@@ -128,14 +133,8 @@ func (q *Queue) AddRefill(rows []Row, through int64, complete bool) {
 			q.insert(l, r)
 		}
 	}
-	full := map[*list]bool{}
-	for _, r := range rows {
-		if l := q.lists[listID{r.Slot, r.Key}]; l != nil && l.more != 0 && r.ID >= l.more {
-			full[l] = true // it had no room for this row; more stays where it is
-		}
-	}
 	for l := range q.truncated {
-		if full[l] || l.more > through+1 {
+		if full[l] || l.more < from || l.more > through+1 {
 			continue
 		}
 		l.more = through + 1

@@ -131,7 +131,7 @@ func TestQueue_KeepsTheOrderOfAKeyThatLostItsTail(t *testing.T) {
 				rows = append(rows, row(id, "long"))
 			}
 			through := min(from+6, total)
-			q.AddRefill(rows, through, through == total)
+			q.AddRefill(rows, from, through, through == total)
 		}
 		for _, id := range q.Wanted(0, 10) {
 			q.Load(id, 0, row(id, "long").Message)
@@ -145,6 +145,34 @@ func TestQueue_KeepsTheOrderOfAKeyThatLostItsTail(t *testing.T) {
 	require.EqualValues(t, total+1, next)
 	require.Zero(t, q.Len())
 	require.Empty(t, q.lists)
+}
+
+// Found by TestQueue_WithLittleMemory_LosesNothingAndKeepsOrder.
+func TestQueue_ReadingOnForOneKey_DoesNotSkipTheGapOfAnother(t *testing.T) {
+	q := New(1, 8, much)
+	for id := int64(1); id <= 8; id++ {
+		q.Add(row(id, "early"))
+	}
+	q.Add(row(9, "late")) // early is cut to 1…4
+	for id := int64(10); id <= 13; id++ {
+		q.Add(row(id, "late")) // and late to 9…11
+	}
+	for id := int64(9); id <= 11; id++ {
+		q.Load(id, 0, row(id, "late").Message)
+		for _, m := range q.Claim(0, 10, much) {
+			if m.Key == "late" {
+				q.Done(id)
+			} else {
+				q.Postpone(1, 1000)
+			}
+		}
+	}
+	from, wanted := q.Refill()
+	require.True(t, wanted)
+	require.Greater(t, from, int64(8), "late has run low, early waits with its four")
+	q.AddRefill([]Row{row(12, "late"), row(13, "late")}, from, 13, true)
+	early := q.lists[listID{0, "early"}]
+	require.EqualValues(t, 5, early.more, "5…8 have not been read again")
 }
 
 // history runs a Queue beside a model, which keeps everything in one sorted slice and looks at all of it each time.

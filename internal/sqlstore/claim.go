@@ -261,7 +261,7 @@ func (e *Engine) refill(ctx context.Context, from int64) error {
 	if err != nil {
 		return err
 	}
-	e.queue.AddRefill(rows, through, through == e.cursor)
+	e.queue.AddRefill(rows, from, through, through == e.cursor)
 	return nil
 }
 

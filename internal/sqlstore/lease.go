@@ -111,8 +111,8 @@ func (e *Engine) startBeat() {
 	})
 }
 
-// renew extends the leases that still hold. A slot whose lease has ended by the local clock is not revived: its claims
-// were given up.
+// renew extends the leases. One that has ended meanwhile and was not dropped yet goes on with its claims: the database
+// still names this instance, so nobody else had the slot in between.
 func (e *Engine) renew(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, e.ttl/2)
 	defer cancel()
@@ -123,11 +123,11 @@ func (e *Engine) renew(ctx context.Context) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for slot, end := range e.leases {
-		if !slices.Contains(renewed, slot) {
-			e.leases[slot] = time.Time{} // somebody else has it
-		} else if end.After(time.Now()) {
+	for slot := range e.leases {
+		if slices.Contains(renewed, slot) {
 			e.leases[slot] = e.localEnd(asked)
+		} else {
+			e.leases[slot] = time.Time{} // somebody else has it
 		}
 	}
 }

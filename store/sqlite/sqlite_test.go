@@ -3,11 +3,13 @@ package sqlite_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -344,6 +346,77 @@ func TestStore_AnotherProcessTakesOverFromOneThatWasKilled(t *testing.T) {
 		return err == nil && len(msgs) > 0
 	}, 30*time.Second, 10*time.Millisecond)
 	require.Equal(t, "left behind", string(msgs[len(msgs)-1].Payload))
+}
+
+func TestStore_AMarkDoesNotHitTheRowThatTookItsID(t *testing.T) {
+	for name, outcome := range map[string]outbox.Outcome{
+		"published": {Status: outbox.StatusProcessed},
+		"archived":  {Status: outbox.StatusProcessed, Archive: true},
+		"failed":    {Status: outbox.StatusPending, Err: errors.New("no")},
+		"set aside": {Status: outbox.StatusFailed, Err: errors.New("no")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store, db := migrated(t)
+			save(t, store, "topic", "before the restore")
+			msgs, err := store.Claim(t.Context(), 1, 1<<20)
+			require.NoError(t, err)
+			_, err = db.Exec("UPDATE outbox_messages SET uuid = 'another', payload = 'after the restore'")
+			require.NoError(t, err)
+			outcome.ID = msgs[0].ID
+			require.NoError(t, store.Settle(t.Context(), outcome))
+			rows, err := store.Pending(t.Context(), nil, 10)
+			require.NoError(t, err)
+			require.Len(t, rows, 1)
+			require.Equal(t, "after the restore", string(rows[0].Payload))
+			require.Zero(t, rows[0].Retries)
+			failed, err := store.CountFailed(t.Context())
+			require.NoError(t, err)
+			require.Zero(t, failed)
+		})
+	}
+}
+
+func TestStore_AMarkIsMadeAfterItsLeaseWasLost(t *testing.T) {
+	store, db := migrated(t, sqlite.WithLeaseTTL(100*time.Millisecond))
+	save(t, store, "topic", "x")
+	msgs, err := store.Claim(t.Context(), 1, 1<<20)
+	require.NoError(t, err)
+	_, err = db.Exec("UPDATE outbox_slots SET owner = 'another', expires_at = 1e15")
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return !store.Owned(msgs[0].ID) }, 30*time.Second, time.Millisecond)
+	_, err = store.Claim(t.Context(), 1, 1<<20)
+	require.ErrorIs(t, err, outbox.ErrNoLease)
+	require.NoError(t, store.MarkProcessed(t.Context(), msgs[0].ID))
+	stats, err := store.Stats(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, stats.Pending)
+}
+
+func TestStore_OneInstanceLeads_HoweverManyAskAtOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "outbox.db?_synchronous=NORMAL")
+	var stores []*sqlite.Store
+	for range 6 {
+		stores = append(stores, newStore(t, open(t, path)))
+	}
+	require.NoError(t, stores[0].Migrate(t.Context()))
+	for range 20 {
+		begin := make(chan struct{})
+		leaders := make(chan *sqlite.Store, len(stores))
+		var wg sync.WaitGroup
+		for _, s := range stores {
+			wg.Go(func() {
+				<-begin
+				if _, err := s.Claim(context.Background(), 1, 1); err == nil {
+					leaders <- s
+				}
+			})
+		}
+		close(begin)
+		wg.Wait()
+		close(leaders)
+		require.Len(t, leaders, 1)
+		require.NoError(t, (<-leaders).Release(t.Context()))
+	}
 }
 
 func TestNotify_HearsOfCommitsOfOtherConnections(t *testing.T) {
