@@ -251,9 +251,9 @@ func (r *relay) take(c claimed, now time.Time) {
 	r.drained = r.drain && r.grantIdle && len(c.msgs) == 0
 	switch {
 	case len(c.msgs) == c.limit:
-		r.lastActive, r.nextPoll = now, now
+		r.nextPoll = now
 	case len(c.msgs) > 0:
-		r.lastActive, r.nextPoll = now, now.Add(shortPoll)
+		r.nextPoll = now.Add(shortPoll)
 	case now.Sub(r.lastActive) < activeFor:
 		r.pollDelay = shortPoll
 		r.nextPoll = now.Add(shortPoll)
@@ -292,6 +292,8 @@ func (r *relay) takeResults(res result) {
 		r.dispatcher.returned(res.item, res.err, now)
 		if res.err != nil {
 			r.wakeForRetry()
+		} else {
+			r.lastActive = now // claims alone are none: in an outage they come to nothing
 		}
 		select {
 		case res = <-r.results:

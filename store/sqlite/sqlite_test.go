@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -489,4 +490,16 @@ func parameters(statement string) int {
 		}
 	}
 	return strings.Count(statement, "?")
+}
+
+func TestStore_ThatOnlyPublishesAndHandles_StartsNoGoroutine(t *testing.T) {
+	store, db := migrated(t)
+	db.SetMaxIdleConns(2)
+	before := runtime.NumGoroutine()
+	for range 10 {
+		save(t, store, "topic", "x")
+		_, err := store.Processed().MarkProcessed(t.Context(), nil, "group", watermill.NewUUID(), nil)
+		require.NoError(t, err)
+	}
+	require.LessOrEqual(t, runtime.NumGoroutine(), before)
 }

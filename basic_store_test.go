@@ -1,0 +1,100 @@
+package outbox_test
+
+import (
+	"errors"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/watermill-outbox/outbox"
+)
+
+// fiveMethods hides everything of a store but the methods of outbox.Store.
+type fiveMethods struct{ outbox.Store }
+
+func TestForwarder_OverAStoreOfFiveMethods_PublishesEverything_ThroughFailuresAndOutages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, b := newMemory(t), newBroker()
+		var down atomic.Bool
+		attempts := atomic.Int64{}
+		b.answer = func(topic string, msg *message.Message) error {
+			attempts.Add(1)
+			switch {
+			case topic == "gone", down.Load():
+				return errDown
+			case string(msg.Payload) == "poison":
+				return errors.New("cannot be encoded")
+			}
+			return nil
+		}
+		down.Store(true)
+		for i := range 100 {
+			publish(t, store, "gone", newMessage("gone", ""))
+			publish(t, store, "topic", newMessage(strconv.Itoa(i), strconv.Itoa(i%10)))
+		}
+		publish(t, store, "topic", newMessage("poison", ""))
+		run(t, &fiveMethods{store}, b)
+		time.Sleep(5 * time.Minute)
+		require.Less(t, attempts.Load(), int64(2000), "an outage is probed, not stormed")
+		require.Empty(t, failed(t, store))
+		down.Store(false)
+		b.await(t, 100)
+		require.NotContains(t, b.payloads(), "gone")
+		for len(failed(t, store)) == 0 { // by the store's own policy, while others show that the topic works
+			publish(t, store, "topic", newMessage("other", ""))
+			time.Sleep(20 * time.Second)
+		}
+		require.Equal(t, "poison", string(failed(t, store)[0].Payload))
+	})
+}
+
+func TestForwarder_OverAStoreOfFiveMethods_SaysSo(t *testing.T) {
+	logger := watermill.NewCaptureLogger()
+	_, err := outbox.NewForwarder(&fiveMethods{newMemory(t)}, newBroker(), outbox.WithLogger(logger))
+	require.NoError(t, err)
+	captured := logger.Captured()[watermill.InfoLogLevel]
+	require.Len(t, captured, 1)
+	require.Contains(t, captured[0].Msg, "no leases")
+}
+
+func TestNewForwarder_SaysWhatIsWrong(t *testing.T) {
+	store, b := newMemory(t), newBroker()
+	own, err := outbox.NewPublisher(store)
+	require.NoError(t, err)
+	for want, construct := range map[string]func() (*outbox.Forwarder, error){
+		"the store is nil":     func() (*outbox.Forwarder, error) { return outbox.NewForwarder(nil, b) },
+		"the publisher is nil": func() (*outbox.Forwarder, error) { return outbox.NewForwarder(store, nil) },
+		"pass your broker's publisher": func() (*outbox.Forwarder, error) {
+			return outbox.NewForwarder(store, own)
+		},
+		"BatchSize is 0, must be from 1 to 100000": func() (*outbox.Forwarder, error) {
+			return outbox.NewForwarder(store, b, outbox.WithBatchSize(0))
+		},
+		"MaxRetryBackoff is 1s, must be from 1m0s to 24h0m0s": func() (*outbox.Forwarder, error) {
+			return outbox.NewForwarder(store, b, outbox.WithRetryBackoff(time.Minute, time.Second))
+		},
+		"PermanentError is nil": func() (*outbox.Forwarder, error) {
+			return outbox.NewForwarder(store, b, outbox.WithPermanentError(nil))
+		},
+		"Observer is nil":  func() (*outbox.Forwarder, error) { return outbox.NewForwarder(store, b, outbox.WithObserver(nil)) },
+		"an option is nil": func() (*outbox.Forwarder, error) { return outbox.NewForwarder(store, b, nil) },
+	} {
+		_, err := construct()
+		require.ErrorContains(t, err, want)
+	}
+	for _, option := range []outbox.Option{
+		outbox.WithPollInterval(0), outbox.WithConcurrency(-1), outbox.WithMaxInFlight(0), outbox.WithMaxInFlightBytes(1),
+		outbox.WithMaxRetries(0), outbox.WithPublishTimeout(0), outbox.WithCloseTimeout(25 * time.Hour),
+	} {
+		_, err := outbox.NewForwarder(store, b, option)
+		require.ErrorContains(t, err, "must be from")
+	}
+	_, err = outbox.NewForwarder(store, b, outbox.WithRetention(-1), outbox.WithCleanupInterval(-1))
+	require.NoError(t, err, "these two mean off, and the default")
+}
