@@ -19,7 +19,7 @@ type basicStore struct {
 
 	mu      sync.Mutex
 	claimed map[string]Message
-	waiting []waitingMessage // in no order
+	waiting []waitingMessage // by when they are due, so that one that keeps failing does not stand before all others
 	paused  []string
 }
 
@@ -50,7 +50,7 @@ func (s *basicStore) Claim(ctx context.Context, limit, maxBytes int) ([]Message,
 	}
 	for _, m := range fetched {
 		if slices.Contains(s.paused, m.Topic) {
-			s.waiting = append(s.waiting, waitingMessage{Message: m})
+			s.wait(waitingMessage{Message: m})
 			continue
 		}
 		s.claimed[m.ID] = m
@@ -123,7 +123,18 @@ func (s *basicStore) put(m Message, due time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.claimed, m.ID)
-	s.waiting = append(s.waiting, waitingMessage{m, due})
+	s.wait(waitingMessage{m, due})
+}
+
+// wait puts a message behind those that are due no later. The caller holds mu.
+func (s *basicStore) wait(w waitingMessage) {
+	at, _ := slices.BinarySearchFunc(s.waiting, w, func(other, w waitingMessage) int {
+		if other.due.After(w.due) {
+			return 1
+		}
+		return -1
+	})
+	s.waiting = slices.Insert(s.waiting, at, w)
 }
 
 // Release implements LeasedStore. What waits here at the end of a run is there for the next one.

@@ -43,6 +43,7 @@ type relay struct {
 	results chan result
 	marks   chan marks
 	marked  chan marks
+	due     chan struct{} // a message that has failed may be due again; capacity 1
 	done    chan struct{} // closed at the end, for workers that come back late
 
 	fetchCtx, workCtx context.Context //nolint:containedctx // they end at different steps of a stop
@@ -82,7 +83,7 @@ func newRelay(f *Forwarder, drain bool) *relay {
 		f: f, cfg: &f.cfg, store: f.store, drain: drain,
 		grants: make(chan grant, 1), claims: make(chan claimed, 1),
 		jobs: make(chan *item, f.cfg.Concurrency), results: make(chan result, f.cfg.Concurrency),
-		marks: make(chan marks), marked: make(chan marks, 1), done: make(chan struct{}),
+		marks: make(chan marks), marked: make(chan marks, 1), due: make(chan struct{}, 1), done: make(chan struct{}),
 		dispatcher: newDispatcher(&f.cfg, f.observe),
 	}
 }
@@ -155,6 +156,8 @@ func (r *relay) loop(ctx context.Context, stopFetch context.CancelFunc) error {
 			r.pollWithin(shortPoll) // keys have become free
 		case <-r.f.wake:
 			r.lastActive = time.Now()
+			r.pollWithin(0)
+		case <-r.due:
 			r.pollWithin(0)
 		case <-timer.C:
 		case <-stop:
@@ -308,7 +311,12 @@ func (r *relay) takeResults(res result) {
 func (r *relay) wakeForRetry() {
 	if n := len(r.dispatcher.pending.outcomes); n > 0 {
 		if after := r.dispatcher.pending.outcomes[n-1].RetryAfter; after > 0 {
-			time.AfterFunc(after+shortPoll, r.f.Wake)
+			time.AfterFunc(after+shortPoll, func() {
+				select {
+				case r.due <- struct{}{}:
+				default:
+				}
+			})
 		}
 	}
 }
