@@ -24,7 +24,9 @@ func RunProcessedCleanup(
 ) {
 	c := cleanup{logger: defaultLogger()}
 	for _, opt := range opts {
-		opt.applyCleanup(&c)
+		if !isNil(opt) {
+			opt.applyCleanup(&c)
+		}
 	}
 	fields := watermill.LogFields{"retention": retention, "interval": interval}
 	if retention <= 0 || interval <= 0 || isNil(store) {

@@ -222,6 +222,7 @@ func (d *dispatcher) retry(it *item, err error, counted bool, after time.Duratio
 }
 
 func (d *dispatcher) setAside(it *item, err error, now time.Time) {
+	d.outages.settled(it)
 	d.observe(SetAsideEvent{Message: it.msg, Err: err})
 	d.settle(it, Outcome{ID: it.msg.ID, Status: StatusFailed, Err: err}, now)
 	d.releaseKey(it, now)
@@ -313,19 +314,19 @@ func (d *dispatcher) marked(m marks) {
 }
 
 // tick notices calls that have not returned in time. Their keys' other messages go back, so that hung calls do not fill
-// the window. It returns how many workers must be replaced.
-func (d *dispatcher) tick(now time.Time) (replace int) {
+// the window.
+func (d *dispatcher) tick(now time.Time) {
 	for it := d.publishing.unstalled; it != nil && now.Sub(it.startedAt) >= d.cfg.PublishTimeout; it = it.next {
 		if it.phase.CompareAndSwap(phaseSent, phaseStalled) {
 			d.stalled++
-			replace++
 			d.releaseBehind(it, now)
 			d.outages.stalled(it, now)
-			d.observe(StalledEvent{Message: it.msg, Duration: now.Sub(it.startedAt)})
+			msg := it.msg
+			msg.Payload, msg.Headers = nil, nil // the publisher may be writing to them
+			d.observe(StalledEvent{Message: msg, Duration: now.Sub(it.startedAt)})
 		}
 		d.publishing.unstalled = it.next
 	}
-	return replace
 }
 
 // nextTick is when tick has something to do, the zero time if nothing.

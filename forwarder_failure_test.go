@@ -260,7 +260,7 @@ func TestForwarder_Close_GivesUpAfterTheCloseTimeout(t *testing.T) {
 		synctest.Wait()
 		require.ErrorIs(t, f.Close(), outbox.ErrCloseTimeout)
 		require.ErrorIs(t, <-ended, outbox.ErrCloseTimeout)
-		require.Len(t, store.Messages(), 1, "it stays in the outbox")
+		require.Len(t, pendingOf(t, store), 1, "it stays in the outbox")
 	})
 }
 
@@ -381,7 +381,7 @@ func TestForwarder_MarksAreTriedUntilTheySucceed_AndNothingIsPublishedTwice(t *t
 		b.await(t, 500)
 		time.Sleep(time.Minute)
 		require.Len(t, b.payloads(), 500)
-		require.Empty(t, store.Messages())
+		require.Empty(t, pendingOf(t, store.Store))
 	})
 }
 

@@ -58,7 +58,8 @@ type (
 	}
 
 	// StalledEvent is sent when a Publish call has not returned for the publish timeout. The call goes on, its key
-	// waits for it, and another worker takes its place.
+	// waits for it, and another worker takes its place. The Message comes without Payload and Headers, which the call may
+	// be writing to.
 	StalledEvent struct {
 		Message  Message
 		Duration time.Duration // so far

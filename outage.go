@@ -176,6 +176,13 @@ func (o *outages) answered(it *item, now time.Time) {
 	}
 }
 
+// settled forgets a message that is given up.
+func (o *outages) settled(it *item) {
+	if t := o.topics[it.msg.Topic]; t != nil {
+		o.forget(t, it)
+	}
+}
+
 // dropped ends a probe that was not sent after all.
 func (o *outages) dropped(it *item, now time.Time) {
 	if t := o.topics[it.msg.Topic]; t != nil && it.probe != nil {

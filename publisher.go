@@ -27,7 +27,7 @@ const (
 
 // Publisher is a message.Publisher that writes messages to an outbox, within the transaction that each message's
 // context carries ([ContextWithTx]) or that the Publisher was bound to ([Publisher.WithTx]). It is safe for concurrent
-// use; calls on one transaction wait for each other.
+// use; calls of one Publisher, or with one context, on the same transaction wait for each other.
 //
 // Publish is all or nothing, in one round trip: when it returns an error, nothing of that call is in the transaction.
 // After the commit a [Forwarder] publishes the messages to the broker.
@@ -151,10 +151,11 @@ func publisherNamed(name string) *Publisher {
 	return entry.(weak.Pointer[Publisher]).Value() //nolint:forcetypeassert // the map holds nothing else
 }
 
-// Publish writes msgs to the outbox. It returns [ErrNoTx] if they carry no transaction, an error that wraps
-// [ErrInvalidTx] for something that is no transaction of the store, and one that wraps [ErrInvalidMessage] for a
-// message that cannot be stored, for messages of one call that carry different transactions, and for a cancelled
-// context. It does not change the messages. Publishing no messages does nothing.
+// Publish writes msgs to the outbox. It returns [ErrNoTx] if they carry no transaction; an error that wraps
+// [ErrInvalidTx] for something that is no transaction of the store, [ErrInvalidMessage] for a message that cannot be
+// stored and for messages of one call that carry different transactions, [ErrNoKey] for a missing key (with
+// [WithKeyRequired]), or the error of the key function; and the context's error for one that has ended. It does not
+// change the messages. Publishing no messages does nothing.
 func (p *Publisher) Publish(topic string, msgs ...*message.Message) error {
 	if p.err != nil {
 		return p.err

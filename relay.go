@@ -52,7 +52,7 @@ type relay struct {
 
 	// The loop's own.
 	dispatcher *dispatcher
-	started    int // workers
+	started    int // workers that have not ended, those of stalled calls included
 	granted    bool
 	grantIdle  bool // nothing was in flight when the grant was given
 	marking    bool
@@ -155,7 +155,6 @@ func (r *relay) loop(ctx context.Context, stopFetch context.CancelFunc) error {
 			r.dispatcher.marked(m)
 			r.pollWithin(shortPoll) // keys have become free
 		case <-r.f.wake:
-			r.lastActive = time.Now()
 			r.pollWithin(0)
 		case <-r.due:
 			r.pollWithin(0)
@@ -184,9 +183,7 @@ func (r *relay) fatal() error {
 }
 
 func (r *relay) tick(now time.Time) {
-	for range r.dispatcher.tick(now) {
-		r.startWorker()
-	}
+	r.dispatcher.tick(now)
 	if r.dispatcher.outages.tick(now) {
 		r.pollWithin(0)
 	}
@@ -209,8 +206,9 @@ func (r *relay) dispatch(now time.Time) {
 		if it == nil {
 			return
 		}
-		if r.started < r.dispatcher.workers() {
-			r.startWorker()
+		if r.started-r.dispatcher.stalled < r.dispatcher.workers() {
+			r.started++
+			go r.work() // ends with the run, or with a Publish call that stalled
 		}
 		r.jobs <- it
 	}
@@ -291,12 +289,18 @@ func (r *relay) pollWithin(d time.Duration) {
 // takeResults takes one result, and what others are there.
 func (r *relay) takeResults(res result) {
 	now := time.Now()
-	for range r.cfg.Concurrency { // and then look after the other channels
+	for n := 1; ; n++ {
+		if res.item.phase.Load() == phaseStalled {
+			r.started-- // its worker has ended
+		}
 		r.dispatcher.returned(res.item, res.err, now)
 		if res.err != nil {
 			r.wakeForRetry()
 		} else {
 			r.lastActive = now // claims alone are none: in an outage they come to nothing
+		}
+		if n == r.cfg.Concurrency {
+			return // and look after the other channels
 		}
 		select {
 		case res = <-r.results:
@@ -304,7 +308,6 @@ func (r *relay) takeResults(res result) {
 			return
 		}
 	}
-	r.results <- res // there is room: it has just come out
 }
 
 // wakeForRetry has the store asked when the message that has just failed is due again.
@@ -363,11 +366,6 @@ func (r *relay) fetch() {
 		}
 		r.claims <- claimed{msgs: msgs, limit: g.limit, err: err}
 	}
-}
-
-func (r *relay) startWorker() {
-	r.started++
-	go r.work() // ends when run does, or with a Publish call that stalled
 }
 
 func (r *relay) work() {
@@ -464,10 +462,10 @@ func (r *relay) cleanUp() {
 	if r.cfg.Retention <= 0 {
 		return
 	}
-	ticker := time.NewTicker(r.cfg.CleanupInterval)
-	defer ticker.Stop()
 	for {
+		next := min(r.cfg.CleanupInterval, time.Second) // until it is known who relays
 		if r.f.leading.Load() {
+			next = r.cfg.CleanupInterval
 			n, err := r.store.DeleteProcessedBefore(r.fetchCtx, time.Now().Add(-r.cfg.Retention))
 			if err != nil && r.fetchCtx.Err() == nil {
 				r.cfg.Logger.Error("Deleting old messages failed, will be tried again", err, nil)
@@ -478,7 +476,7 @@ func (r *relay) cleanUp() {
 		select {
 		case <-r.fetchCtx.Done():
 			return
-		case <-ticker.C:
+		case <-time.After(next):
 		}
 	}
 }

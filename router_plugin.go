@@ -10,8 +10,8 @@ import (
 
 // RouterPlugin is a message.RouterPlugin that runs f as long as the router runs: router.AddPlugin(f.RouterPlugin).
 //
-// f begins when all handlers have subscribed. A router whose Forwarder cannot run does not start, and its Run returns
-// why. A router that closes waits for f to end, so give it a CloseTimeout above f's. It closes its subscribers at the
+// f begins when all handlers have subscribed. A router whose outbox is not migrated does not start, and its Run returns
+// [ErrNotMigrated]. A router that closes waits for f to end, so give it a CloseTimeout above f's. It closes its subscribers at the
 // same time, which brokers of the process itself, like Go channels, do not survive without loss: run f beside the
 // router then, and close it first.
 func (f *Forwarder) RouterPlugin(r *message.Router) error {

@@ -193,11 +193,14 @@ func claimReturnsUndecodableAsFailed(e *env) {
 			require.Equal(e, outbox.StatusFailed, m.Status, "status of message %s, whose headers cannot be decoded", m.UUID)
 			require.NotEmpty(e, m.LastError, "LastError of a message that cannot be decoded")
 			require.NotEmpty(e, m.Topic, "the topic of a message whose headers cannot be decoded")
-			e.settle(l, outbox.Outcome{ID: m.ID, Status: outbox.StatusFailed, Err: errors.New(m.LastError)})
+			err := errors.New("set aside: " + m.LastError)
+			e.settle(l, outbox.Outcome{ID: m.ID, Status: outbox.StatusFailed, Err: err})
 		}
 		return len(order) == 4
 	})
-	e.requireSetAside(l, 2, "two messages could not be decoded, and were settled as failed")
+	for _, m := range e.requireSetAside(l, 2, "two messages could not be decoded, and were settled as failed") {
+		require.Contains(e, m.LastError, "set aside: ", "LastError of a damaged message must be the one that it was settled with")
+	}
 	e.nothing(l, "all were settled")
 }
 

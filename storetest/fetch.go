@@ -31,6 +31,8 @@ func fetchPromises() []promise {
 		{name: "GivesMessagesWithoutAKeyIndependently", check: fetchGivesUnkeyedIndependently},
 		{name: "HoldsADelayedMessageUntilItIsDue", check: fetchHoldsADelayedMessage},
 		{name: "GivesADelayedMessageItsPlace_WhenItIsDue", check: fetchGivesADelayedMessageItsPlace},
+		{name: "GivesADelayedMessageItsPlace_BeforeOneThatWaits", check: fetchGivesADelayedMessageItsPlaceBeforeAWait},
+		{name: "GivesADelayedMessageItsPlace_BeforeOneThatIsKnown", check: fetchGivesADelayedMessageItsPlaceBeforeOthers},
 		{name: "SeesNothingOfAnOpenTransaction", check: fetchSeesNothingOfAnOpenTransaction},
 	}
 }
@@ -314,6 +316,40 @@ func fetchGivesADelayedMessageItsPlace(e *env) {
 	want := numbered("k", 3)
 	require.Equal(e, want, uuids(e.drain(s, want...)), "once due, a delayed message goes before those that were saved "+
 		"after it")
+}
+
+func fetchGivesADelayedMessageItsPlaceBeforeAWait(e *env) {
+	s := e.open()
+	l, ok := s.(outbox.LeasedStore)
+	e.needs("Features.Slots", ok)
+	delayed := keyed("k1", "k")
+	delayed.AvailableAt = time.Now().Add(e.soon())
+	e.save(s, delayed, keyed("k2", "k"))
+	if second := e.await(s, "k2"); time.Now().Before(delayed.AvailableAt) {
+		e.postpone(l, never, second...)
+		e.done(s, e.await(s, "k1")...) // when it is due; it was saved before k2, whose wait is none of its business
+		e.nothing(s, "k2 still waits for its next attempt")
+	}
+}
+
+// Behind a limit a message may be known to the store, and not claimed, when an earlier one of its key falls due.
+func fetchGivesADelayedMessageItsPlaceBeforeOthers(e *env) {
+	s := e.open()
+	e.done(s, e.arrivals(s)...)
+	delayed := keyed("k1", "k")
+	delayed.AvailableAt = time.Now().Add(e.soon())
+	e.save(s, delayed, unkeyed("u1"), unkeyed("u2"), keyed("k2", "k"), keyed("k3", "k"))
+	claimed := e.fetch(s, 1)
+	left := slices.DeleteFunc([]string{"k1", "u1", "u2", "k2", "k3"}, func(uuid string) bool {
+		return slices.Contains(uuids(claimed), uuid)
+	})
+	e.done(s, claimed...)
+	time.Sleep(time.Until(delayed.AvailableAt) + 20*time.Millisecond) // it is due by then
+	order := append(uuids(claimed), uuids(e.drain(s, left...))...)
+	if !slices.Contains(uuids(claimed), "k2") {
+		requireBefore(e, order, "k1", "k2")
+	}
+	requireBefore(e, order, "k2", "k3")
 }
 
 func fetchSeesNothingOfAnOpenTransaction(e *env) {

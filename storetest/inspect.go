@@ -20,6 +20,7 @@ func inspectorPromises() []promise {
 		{name: "Requeue_TakesSeveralIDs", check: requeueTakesSeveral},
 		{name: "Requeue_CountsWhatItFound", check: requeueCountsWhatItFound},
 		{name: "Requeue_WorksOnce_FromManyAtOnce", check: requeueWorksOnce},
+		{name: "Requeue_LeavesProcessedMessagesAlone", check: requeueLeavesProcessedAlone},
 		{name: "Discard_DeletesForGood", check: discardDeletesForGood},
 		{name: "Discard_CountsWhatItFound", check: discardCountsWhatItFound},
 	}
@@ -29,6 +30,8 @@ func statsPromises() []promise {
 	return []promise{
 		{name: "CountsPendingAndFailedMessages", check: statsCounts},
 		{name: "TellsTheAgeOfTheOldest", check: statsTellsTheAge},
+		{name: "CountsADelayedMessageFromWhenItIsDue", check: statsCountsADelayedMessageFromWhenItIsDue},
+		{name: "CountsAFailedMessageFromWhenItWasSaved", check: statsCountsAFailedMessageFromWhenItWasSaved},
 		{name: "IsZero_WhenThereIsNothing", check: statsIsZero},
 	}
 }
@@ -124,6 +127,10 @@ func listFailedReturnsPages(e *env) {
 		got = append(got, uuids(page)...)
 	}
 	require.ElementsMatch(e, names, got, "messages set aside, from all pages")
+	for _, limit := range []int{0, -1} {
+		page, err := i.ListFailed(e.ctx, "", limit)
+		require.Empty(e, page, "messages that ListFailed returned with limit %d (error: %v)", limit, err)
+	}
 	require.Equal(e, []int{2, 2, 1, 0}, sizes, "sizes of pages with limit 2")
 }
 
@@ -220,6 +227,19 @@ func requeueWorksOnce(e *env) {
 	e.nothing(s, "each was requeued once")
 }
 
+func requeueLeavesProcessedAlone(e *env) {
+	s, i := e.openInspector()
+	e.save(s, unkeyed("m"))
+	claimed := e.await(s, "m")
+	e.done(s, claimed...) // and kept
+	e.requeue(i, 0, ids(claimed)...)
+	n, err := i.Discard(e.ctx, ids(claimed)...)
+	require.NoError(e, err, "Discard")
+	require.Zero(e, n, "ids that Discard found, of a processed message")
+	require.EqualValues(e, 1, e.deleteProcessedBefore(s, farFuture()), "processed messages, after Requeue and Discard")
+	e.nothing(s, "Requeue is for messages that were set aside, and it was processed")
+}
+
 func discardDeletesForGood(e *env) {
 	s, i := e.openInspector()
 	e.saveFailed(s, unkeyed("a"), unkeyed("b"))
@@ -294,6 +314,38 @@ func statsTellsTheAge(e *env) {
 	require.GreaterOrEqual(e, stats().OldestAge, apart-rounding, "OldestAge, of which one was saved before the other")
 	e.done(s, claimed[0])
 	require.LessOrEqual(e, stats().OldestAge, time.Since(begun)+rounding, "OldestAge, after the oldest was processed")
+}
+
+func statsCountsADelayedMessageFromWhenItIsDue(e *env) {
+	const rounding = 5 * time.Millisecond
+	s, stats := e.openReporter()
+	e.done(s, e.arrivals(s)...)
+	later := unkeyed("much later")
+	later.AvailableAt = time.Now().Add(never)
+	e.save(s, later)
+	got := stats()
+	require.EqualValues(e, 1, got.Pending, "Pending, of which one message is delayed")
+	require.Zero(e, got.OldestAge, "OldestAge, while nothing is due")
+
+	delayed := unkeyed("delayed")
+	delayed.AvailableAt = time.Now().Add(e.soon())
+	e.save(s, delayed)
+	claimed := e.await(s, "delayed")
+	require.LessOrEqual(e, stats().OldestAge, time.Since(delayed.AvailableAt)+rounding, "OldestAge counts a delayed message "+
+		"from when it was due")
+	e.done(s, claimed...)
+	require.Zero(e, stats().OldestAge, "OldestAge, when nothing is due any more")
+}
+
+func statsCountsAFailedMessageFromWhenItWasSaved(e *env) {
+	const apart, rounding = 20 * time.Millisecond, 2 * time.Millisecond
+	s, stats := e.openReporter()
+	e.save(s, unkeyed("failed"))
+	claimed := e.await(s, "failed")
+	time.Sleep(apart) // to have an age
+	require.NoError(e, s.MarkFailed(e.ctx, claimed[0].ID, errBroker), "MarkFailed")
+	require.GreaterOrEqual(e, stats().OldestAge, apart-rounding, "OldestAge of a message that waits for its next attempt counts "+
+		"from when it was saved")
 }
 
 func statsIsZero(e *env) {

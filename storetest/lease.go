@@ -18,7 +18,10 @@ func leasePromises() []promise {
 		{name: "IsSharedWithANewInstance", check: leaseIsShared},
 		{name: "PassesOnWithAllPendingMessages_WhenItHasExpired", check: leasePassesOn},
 		{name: "GivesLateOutcomesOfItsFormerOwnerTheirEffect", check: leaseLateOutcomesCount},
+		{name: "GivesLateOutcomesOfItsFormerOwnerTheirEffect_WhenThatHasNoticed", check: leaseLateOutcomesOfOneWhoKnows},
 		{name: "KeepsLateOutcomesFromBringingAMessageBack", check: leaseLateOutcomesBringNothingBack},
+		{name: "LetsAKeyGoOn_WhenALateOutcomeEndsTheMessageItWaitsFor", check: leaseLetsAKeyGoOn},
+		{name: "ShowsAllPendingMessages_WhenItIsRegained", check: leaseShowsAllWhenRegained},
 		{name: "IsOwnedUntilTheClaimEnds", check: leaseIsOwned},
 		{name: "IsOwnedNoMore_WhenAnotherInstanceHasIt", check: leaseIsOwnedNoMore},
 		{name: "TellsObserversOfItsGainAndLoss", check: leaseTellsObservers},
@@ -190,6 +193,38 @@ func leaseLateOutcomesCount(e *env) {
 	e.requireSetAside(a, 1, "the former owner has set one aside")
 }
 
+func leaseLateOutcomesOfOneWhoKnows(e *env) {
+	a, b := e.openLeased(), e.openLeased()
+	e.saveNumbered(a, "", "m", 4)
+	claimed := e.await(a, numbered("m", 4)...)
+	e.expire(a)
+	e.await(b, numbered("m", 4)...)
+	e.awaitLoss(a, claimed[3])
+
+	e.settle(a, processed(claimed[0])...)
+	e.settle(a, outbox.Outcome{ID: claimed[1].ID, Status: outbox.StatusPending, Err: errBroker})
+	e.release(a, claimed[2])
+	for _, m := range claimed[:3] {
+		require.ErrorIs(e, a.Settle(e.ctx, processed(m)...), outbox.ErrNotClaimed, "a second Settle, or one after Release, of a "+
+			"message whose lease was lost")
+	}
+	e.release(a)
+	e.release(b)
+	arrived := e.await(e.openLeased(), "m2", "m3", "m4") // m1 is done
+	require.Equal(e, 1, arrived[0].Retries, "retries of m2, which its former owner has settled as pending with an error")
+	require.Zero(e, arrived[1].Retries, "retries of m3, which its former owner has released")
+}
+
+// awaitLoss waits until the instance knows that a claim of its own is lost.
+func (e *env) awaitLoss(l outbox.LeasedStore, claimed outbox.Message) {
+	e.Helper()
+	e.poll("an instance that lost its lease finds that it owns its former claim no more", func() bool {
+		_, err := e.tryClaim(e.ctx, l, 0, noMaxBytes)
+		require.NoError(e, err)
+		return !l.Owned(claimed.ID)
+	})
+}
+
 func leaseLateOutcomesBringNothingBack(e *env) {
 	a, b := e.openLeased(), e.openLeased()
 	e.saveNumbered(a, "", "m", 4)
@@ -214,6 +249,39 @@ func leaseLateOutcomesBringNothingBack(e *env) {
 	e.release(a)
 	e.release(b)
 	e.nothing(e.open(), "another instance has processed them, and a late outcome must not bring them back")
+}
+
+// The message that the new owner is going to try again is done, which it learns from the row that has gone.
+func leaseLetsAKeyGoOn(e *env) {
+	a, b := e.openLeased(), e.openLeased()
+	e.save(a, keyed("k1", "k"))
+	claimed := e.await(a, "k1")
+	e.expire(a)
+	again := e.await(b, "k1")
+	e.save(a, keyed("k2", "k"))
+	e.postpone(b, e.soon(), again...)
+	e.settle(a, processed(claimed...)...)
+	e.settle(b, processed(e.await(b, "k2")...)...)
+	e.nothing(b, "k1 was processed by its former owner, and k2 by this one")
+}
+
+func leaseShowsAllWhenRegained(e *env) {
+	a, b := e.openLeased(), e.openLeased()
+	e.saveNumbered(a, "", "m", 4)
+	claimed := e.await(a, numbered("m", 4)...)
+	e.settle(a, processed(claimed[0])...)
+	e.expire(a)
+	taken := e.await(b, "m2", "m3", "m4")
+	e.settle(b, processed(taken[0])...)
+	e.postpone(b, 0, taken[1])
+	e.save(b, unkeyed("m5"))
+	e.awaitLoss(a, claimed[3])
+	e.release(b)
+	regained := e.await(a, "m3", "m4", "m5")
+	require.Equal(e, 1, regained[0].Retries, "retries of m3, which another instance has tried meanwhile")
+	require.True(e, a.Owned(regained[1].ID), "Owned of a message that was lost and claimed again")
+	e.settle(a, processed(regained...)...)
+	e.nothing(a, "all are processed")
 }
 
 func leaseIsOwned(e *env) {
@@ -242,11 +310,7 @@ func leaseIsOwnedNoMore(e *env) {
 	e.expire(a)
 	again := e.await(b, "m")
 	require.True(e, b.Owned(again[0].ID), "Owned of a message taken over")
-	e.poll("an instance that lost its lease finds that it owns its former claim no more", func() bool {
-		_, err := e.tryClaim(e.ctx, a, 0, noMaxBytes)
-		require.NoError(e, err)
-		return !a.Owned(claimed[0].ID)
-	})
+	e.awaitLoss(a, claimed[0])
 }
 
 func leaseTellsObservers(e *env) {

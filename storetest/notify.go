@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -26,6 +27,7 @@ func closePromises() []promise {
 		{name: "GivesUpItsLeases", check: closeGivesUpItsLeases},
 		{name: "LeavesOtherInstancesAlone", check: closeLeavesOthersAlone},
 		{name: "MayBeRepeated", check: closeMayBeRepeated},
+		{name: "MayMeetAClaim", check: closeMayMeetAClaim, alone: true},
 		{name: "EndsItsGoroutines", check: closeEndsItsGoroutines, alone: true},
 	}
 }
@@ -151,6 +153,39 @@ func closeMayBeRepeated(e *env) {
 	require.NoError(e, c.Close(), "Close of a store that was closed")
 	_, unused := e.openCloser()
 	require.NoError(e, unused.Close(), "Close of a store that was never used")
+}
+
+// A claim that is under way while its store is closed must not bring the lease back.
+func closeMayMeetAClaim(e *env) {
+	const rounds = 40
+	other := e.openLeased()
+	for round := range rounds {
+		s := e.h.Open(e.T)
+		l, ok := s.(outbox.LeasedStore)
+		c, closes := s.(io.Closer)
+		require.True(e, ok)
+		e.needs("Harness.Open to return an io.Closer", closes)
+		var all sync.WaitGroup
+		var claimErr, closeErr error
+		all.Go(func() {
+			for claimErr == nil || errors.Is(claimErr, outbox.ErrNoLease) {
+				_, claimErr = l.Claim(e.ctx, many, noMaxBytes)
+			}
+		})
+		all.Go(func() {
+			time.Sleep(time.Duration(round) * 50 * time.Microsecond) // to meet the claim here and there
+			closeErr = c.Close()
+		})
+		e.within("Close during Claim", all.Wait)
+		require.NoError(e, closeErr, "Close during Claim")
+		require.ErrorIs(e, claimErr, outbox.ErrClosed, "Claim of a store that was closed")
+		if e.features.Slots == 1 {
+			_, err := other.Claim(e.ctx, many, noMaxBytes)
+			require.NoError(e, err, "Claim after the other instance was closed during a Claim of its own: it must have given up "+
+				"the lease, and not taken it again")
+		}
+		e.release(other)
+	}
 }
 
 func closeEndsItsGoroutines(e *env) {

@@ -94,7 +94,15 @@ func (q *Queue) truncateLongest() {
 	if longest == nil || len(longest.entries) < 4*q.perKey {
 		return
 	}
-	keep := max(len(longest.entries)/2, longest.claimed)
+	keep := len(longest.entries) / 2
+	for i := keep; i < len(longest.entries); i++ {
+		if longest.entries[i].claimed { // ids that came late may stand before it
+			keep = i + 1
+		}
+	}
+	if keep == len(longest.entries) {
+		return
+	}
 	longest.more = longest.entries[keep].id
 	for _, e := range longest.entries[keep:] {
 		q.load(e, nil)

@@ -129,7 +129,7 @@ func (q *Queue) insert(l *list, r Row) {
 	if at > 0 && l.entries[at-1].id > r.ID {
 		at, _ = slices.BinarySearchFunc(l.entries, r.ID, func(e *entry, id int64) int { return cmp.Compare(e.id, id) })
 	}
-	if at < q.perKey && l.where != isWaiting && l.where != parked && q.idle < q.idleLimit {
+	if at < q.perKey && l.where != isWaiting && l.where != parked && !q.isPaused(r.Topic) && !q.Sated() {
 		q.load(e, r.Message)
 	} // else its turn is far off
 	l.entries = slices.Insert(l.entries, at, e)
@@ -153,6 +153,7 @@ func (q *Queue) load(e *entry, m *outbox.Message) {
 // Where many keys are ready each gives a few, so that one does not take all.
 func (q *Queue) Claim(now int64, limit, maxBytes int) []*outbox.Message {
 	q.promote(now)
+	now = q.waiting.now // where lists are was decided by it
 	if q.ready.n == 0 || limit <= 0 {
 		return nil
 	}
@@ -206,9 +207,19 @@ func (q *Queue) Claimed() int { return q.claimed }
 // Full tells that there is no more room and no long list to shorten: stop reading until something was settled.
 func (q *Queue) Full() bool { return len(q.entries) >= q.capacity }
 
-// Wanted returns up to limit ids whose payloads are needed for the next claims: call Load or Gone for each.
+// Sated tells that as much payload waits unclaimed as may.
+func (q *Queue) Sated() bool { return q.idle >= q.idleLimit }
+
+// Wanted returns up to limit ids whose payloads are needed for the next claims: call Load or Gone for each. While the
+// queue is sated it asks for one key's at a time, and only if nothing else could be claimed.
 func (q *Queue) Wanted(now int64, limit int) []int64 {
 	q.promote(now)
+	if q.Sated() {
+		if q.ready.n > 0 {
+			return nil
+		}
+		limit = 1
+	}
 	var ids []int64
 	for l := q.unloaded.head; l != nil && len(ids) < limit; l = l.next {
 		for _, e := range l.entries[:min(len(l.entries), q.perKey, limit-len(ids))] {
@@ -220,13 +231,13 @@ func (q *Queue) Wanted(now int64, limit int) []int64 {
 	return ids
 }
 
-// Load gives the message of a known id its payload, and its due time as the row has it now.
-func (q *Queue) Load(id, due int64, m *outbox.Message) {
+// Load gives the message of a known id its payload. When it is due stays as it was: those behind the front may have
+// waits of their own.
+func (q *Queue) Load(id int64, m *outbox.Message) {
 	e := q.entries[id]
 	if e == nil || e.claimed {
 		return
 	}
-	e.due = due
 	q.load(e, m)
 	q.place(e.list)
 }
@@ -247,16 +258,19 @@ func (q *Queue) Get(id int64) (m *outbox.Message, slot int, ok bool) {
 	return e.msg, e.list.slot, true
 }
 
-// Done removes a claimed message that was published or set aside. Call it after that was committed.
+// Done removes a message that was published or set aside. Call it after that was committed. The message need not be
+// claimed any more, nor known: its lease may have been lost, and taken again, since it was.
 func (q *Queue) Done(id int64) {
-	e := q.entries[id]
-	if e == nil || !e.claimed {
-		return
-	}
 	if q.reading {
 		q.settled[id] = struct{}{}
 	}
-	q.unclaim(e)
+	e := q.entries[id]
+	if e == nil {
+		return
+	}
+	if e.claimed {
+		q.unclaim(e)
+	}
 	q.remove(e)
 }
 

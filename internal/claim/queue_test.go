@@ -42,8 +42,8 @@ func TestQueue_ClaimsARunOfAKey_AndNoMoreOfItUntilAllAreDone(t *testing.T) {
 	require.Empty(t, q.Claim(0, 10, much))
 	q.Done(2)
 	require.Equal(t, []int64{4, 5}, q.Wanted(0, 10), "their payloads were not kept so far from their turn")
-	q.Load(4, 0, row(4, "k").Message)
-	q.Load(5, 0, row(5, "k").Message)
+	q.Load(4, row(4, "k").Message)
+	q.Load(5, row(5, "k").Message)
 	require.Equal(t, []string{"4", "5"}, ids(q.Claim(0, 10, much)))
 }
 
@@ -68,7 +68,7 @@ func TestQueue_APostponedMessageHoldsBackItsKey_AndNoOther(t *testing.T) {
 	require.Equal(t, []string{"4"}, ids(q.Claim(99, 10, much)))
 	require.Empty(t, q.Wanted(99, 10))
 	require.Equal(t, []int64{1, 2}, q.Wanted(100, 10), "its row, and those behind that gave up their payloads")
-	q.Load(1, 0, row(1, "a").Message)
+	q.Load(1, row(1, "a").Message)
 	q.Gone(2)
 	require.Equal(t, []string{"1"}, ids(q.Claim(100, 10, much)))
 }
@@ -134,7 +134,7 @@ func TestQueue_KeepsTheOrderOfAKeyThatLostItsTail(t *testing.T) {
 			q.AddRefill(rows, from, through, through == total)
 		}
 		for _, id := range q.Wanted(0, 10) {
-			q.Load(id, 0, row(id, "long").Message)
+			q.Load(id, row(id, "long").Message)
 		}
 		for _, id := range ids(q.Claim(0, 10, much)) {
 			require.Equal(t, fmt.Sprint(next), id)
@@ -158,7 +158,7 @@ func TestQueue_ReadingOnForOneKey_DoesNotSkipTheGapOfAnother(t *testing.T) {
 		q.Add(row(id, "late")) // and late to 9…11
 	}
 	for id := int64(9); id <= 11; id++ {
-		q.Load(id, 0, row(id, "late").Message)
+		q.Load(id, row(id, "late").Message)
 		for _, m := range q.Claim(0, 10, much) {
 			if m.Key == "late" {
 				q.Done(id)
@@ -258,7 +258,7 @@ func (h *history) add(t *rapid.T) {
 func (h *history) claim(t *rapid.T) {
 	for _, id := range h.q.Wanted(h.now, 100) {
 		r := h.find(id)
-		h.q.Load(id, r.Due, r.Message)
+		h.q.Load(id, r.Message)
 	}
 	for _, r := range h.rows {
 		if e := h.q.entries[r.ID]; e != nil {

@@ -66,7 +66,7 @@ func TestQueue_WithLittleMemory_LosesNothingAndKeepsOrder(t *testing.T) {
 				s.refill(q, from, cursor)
 			}
 			for _, id := range q.Wanted(now, 5) {
-				q.Load(id, 0, s.rows[id].Message)
+				q.Load(id, s.rows[id].Message)
 			}
 			if !q.Full() {
 				for _, r := range s.read(cursor, s.last, 10) {

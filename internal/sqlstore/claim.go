@@ -14,15 +14,15 @@ import (
 const (
 	// minRead is the fewest rows a read asks for: the statement costs more than they.
 	minRead = 64
-	// maxReads bounds the reads of one Claim while nothing that may be claimed was found, as behind a long run of
-	// blocked keys; the next Claim goes on from there.
-	maxReads = 16
+	// maxReads bounds the reads of one Claim that has found something to claim.
+	maxReads = 4
 	// refillRows is how many rows are read at once for lists that lost their tails.
 	refillRows = 5000
 )
 
 // Claim implements outbox.LeasedStore.
 func (e *Engine) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Message, error) {
+	defer e.tellAll()
 	e.claimMu.Lock()
 	defer e.claimMu.Unlock()
 	observer, eventCtx := outbox.ObserverFromContext(ctx), context.WithoutCancel(ctx)
@@ -41,11 +41,11 @@ func (e *Engine) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Messa
 	if limit <= 0 {
 		return nil, nil
 	}
-	for reads := 0; reads < maxReads && ctx.Err() == nil; reads++ {
+	for reads := 0; ctx.Err() == nil; reads++ { // until there is something, or nothing left to read
 		e.mu.Lock()
-		ready := e.queue.Ready(e.tick())
+		ready, sated := e.queue.Ready(e.tick()), e.queue.Sated()
 		e.mu.Unlock()
-		if ready >= limit || (ready > 0 && reads >= 4) {
+		if ready >= limit || (ready > 0 && (sated || reads >= maxReads)) {
 			break
 		}
 		more, err := e.fill(ctx, limit-ready, maxBytes)
@@ -82,12 +82,12 @@ func (e *Engine) fill(ctx context.Context, n, maxBytes int) (more bool, err erro
 	now := e.tick()
 	wanted := e.queue.Wanted(now, n)
 	refillFrom, refill := e.queue.Refill()
-	full := e.queue.Full()
+	full := e.queue.Full() || len(wanted) > 0 && e.queue.Sated()
 	e.mu.Unlock()
 
 	n = max(n, minRead)
 	if len(wanted) > 0 {
-		if err := e.load(ctx, wanted); err != nil {
+		if err := e.load(ctx, wanted, maxBytes); err != nil {
 			return false, e.fail("read messages by id", err)
 		}
 		more = true
@@ -101,24 +101,21 @@ func (e *Engine) fill(ctx context.Context, n, maxBytes int) (more bool, err erro
 	if full {
 		return more, nil
 	}
-	if err := e.readDue(ctx, n, maxBytes); err != nil {
+	moreDue, err := e.readDue(ctx, n, maxBytes)
+	if err != nil {
 		return false, e.fail("read delayed messages", err)
 	}
 	read, err := e.readOn(ctx, n, maxBytes)
 	if err != nil {
 		return false, e.fail("read messages", err)
 	}
-	return more || read, nil
+	return more || moreDue || read, nil
 }
 
 // readOn reads the rows behind the cursor.
 func (e *Engine) readOn(ctx context.Context, n, maxBytes int) (more bool, err error) {
 	count, last, cut := 0, e.cursor, false
-	// A row is delayed or due here by a time that readDue has not passed, or nobody would read it again.
-	now := e.databaseNow()
-	if now.Before(e.due.at) {
-		now = e.due.at
-	}
+	now := e.passedNow()
 	err = e.read(ctx, "read", []any{e.cursor, int64(math.MaxInt64), n}, maxBytes, &cut, func(r *row) *claim.Row {
 		count, last = count+1, r.id
 		return e.rowFor(r, now)
@@ -130,8 +127,17 @@ func (e *Engine) readOn(ctx context.Context, n, maxBytes int) (more bool, err er
 	return cut || count == n, nil
 }
 
+// passedNow is by what a read by id tells whether a row is delayed or due: a time that readDue has not passed, or nobody
+// would read the row again.
+func (e *Engine) passedNow() time.Time {
+	if now := e.databaseNow(); now.After(e.due.at) {
+		return now
+	}
+	return e.due.at
+}
+
 // readDue reads delayed messages, among those that the cursor has passed, whose time has come.
-func (e *Engine) readDue(ctx context.Context, n, maxBytes int) error {
+func (e *Engine) readDue(ctx context.Context, n, maxBytes int) (more bool, err error) {
 	now := e.databaseNow()
 	if now.Before(e.due.at) { // the clock was set back: what has been read since is known or done
 		e.due = dueCursor{at: now}
@@ -139,7 +145,7 @@ func (e *Engine) readDue(ctx context.Context, n, maxBytes int) error {
 	count, last, cut := 0, e.due, false
 	toColumn := e.dialect.Time.ToColumn
 	args := []any{toColumn(e.due.at), e.due.id, toColumn(now), e.cursor, n}
-	err := e.read(ctx, "read_due", args, maxBytes, &cut, func(r *row) *claim.Row {
+	err = e.read(ctx, "read_due", args, maxBytes, &cut, func(r *row) *claim.Row {
 		at, err := e.timeFrom(r.due)
 		if err != nil {
 			at = last.at // a damaged time, which sorts as it does; the message will tell
@@ -148,13 +154,14 @@ func (e *Engine) readDue(ctx context.Context, n, maxBytes int) error {
 		return e.rowFor(r, time.Time{})
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
-	if count < n && !cut {
+	more = count == n || cut
+	if !more {
 		last = dueCursor{at: now.Truncate(time.Millisecond), id: math.MaxInt64}
 	}
 	e.due = last
-	return nil
+	return more, nil
 }
 
 // read runs a read statement and adds its rows to the queue, all of them under one BeginRead. It stops, with *cut true,
@@ -207,16 +214,18 @@ func (e *Engine) rowFor(r *row, now time.Time) *claim.Row {
 	return &claim.Row{ID: r.id, Slot: r.slot, Key: m.Key, Topic: m.Topic, Due: due, Message: m}
 }
 
-// load reads messages by id whose payload is not in memory. They are due: only such are wanted.
-func (e *Engine) load(ctx context.Context, ids []int64) error {
+// load reads messages by id whose payload is not in memory, as far as maxBytes goes.
+func (e *Engine) load(ctx context.Context, ids []int64, maxBytes int) error {
 	found := make(map[int64]*outbox.Message, len(ids))
+	bytes := 0
 	err := e.db.Query(ctx, e.sql["read_ids"], []any{jsonIDs(ids)}, func(s Scanner) (bool, error) {
 		r := &row{}
 		if err := r.scan(s); err != nil {
 			return false, err
 		}
 		found[r.id] = e.message(r, outbox.StatusProcessing)
-		return true, nil
+		bytes += found[r.id].Size()
+		return bytes <= maxBytes, nil
 	})
 	if err != nil {
 		return err
@@ -225,8 +234,8 @@ func (e *Engine) load(ctx context.Context, ids []int64) error {
 	defer e.mu.Unlock()
 	for _, id := range ids {
 		if m := found[id]; m != nil {
-			e.queue.Load(id, 0, m)
-		} else {
+			e.queue.Load(id, m)
+		} else if bytes <= maxBytes { // otherwise it was not looked for
 			e.queue.Gone(id)
 		}
 	}
@@ -239,7 +248,7 @@ func (e *Engine) refill(ctx context.Context, from int64) error {
 	e.queue.BeginRead()
 	e.mu.Unlock()
 	var rows []claim.Row
-	count, now, through := 0, e.databaseNow(), e.cursor
+	count, now, through := 0, e.passedNow(), e.cursor
 	args := []any{from - 1, e.cursor, refillRows}
 	err := e.db.Query(ctx, e.sql["read"], args, func(s Scanner) (bool, error) {
 		r := &row{}

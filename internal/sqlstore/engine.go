@@ -63,6 +63,7 @@ type Engine struct {
 	leases    map[int]time.Time         // slot → end by the local monotonic clock, a little before the database's
 	clockDiff time.Duration             // what the database's clock is ahead of ours
 	tell      func(outbox.Event)
+	events    []outbox.Event     // not told yet
 	stopBeat  context.CancelFunc // nil while there is no heartbeat
 	closed    bool
 
@@ -130,17 +131,13 @@ func (e *Engine) fail(doing string, err error) error {
 	return fmt.Errorf("%s: %s: %w", e.dialect.Name, doing, err)
 }
 
-// Names tells how the tables are called.
-func (e *Engine) Names() sqlname.Names { return e.names }
-
 // Close implements io.Closer: it releases claims and leases, and frees prepared statements. The database handle stays
 // open, and publishing goes on working.
 func (e *Engine) Close() error {
-	err := e.Release(context.Background())
 	e.mu.Lock()
-	e.closed = true
+	e.closed = true // no Claim takes the leases again
 	e.mu.Unlock()
-	return errors.Join(err, e.db.Close())
+	return errors.Join(e.Release(context.Background()), e.db.Close())
 }
 
 // RunInTx implements outbox.Transactor.

@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"errors"
 	"math"
 	"time"
 
@@ -29,6 +30,9 @@ func (e *Engine) purge(ctx context.Context, conn Conn, query string, t time.Time
 
 // ListFailed implements outbox.Inspector.
 func (e *Engine) ListFailed(ctx context.Context, afterID string, limit int) ([]outbox.Message, error) {
+	if limit <= 0 { // to SQLite it would mean no limit
+		return nil, nil
+	}
 	after := int64(0)
 	if afterID != "" {
 		ids, err := parseIDs([]string{afterID})
@@ -94,14 +98,24 @@ func (e *Engine) takeFailed(ctx context.Context, ids []string, queries ...string
 // Stats implements outbox.StatsReporter.
 func (e *Engine) Stats(ctx context.Context) (outbox.Stats, error) {
 	stats := outbox.Stats{PendingByTopic: map[string]int64{}}
-	var age int64
 	err := e.db.Query(ctx, e.sql["stats"], nil, func(s Scanner) (bool, error) {
-		return true, s.Scan(&stats.Pending, &age, &stats.Failed)
+		var saved, due, now any
+		if err := s.Scan(&stats.Pending, &saved, &due, &stats.Failed, &now); err != nil {
+			return false, err
+		}
+		current, err := e.timeFrom(now)
+		for _, column := range []any{saved, due} {
+			since, timeErr := e.timeFrom(column)
+			if !since.IsZero() {
+				stats.OldestAge = max(stats.OldestAge, current.Sub(since))
+			}
+			err = errors.Join(err, timeErr)
+		}
+		return true, err
 	})
 	if err != nil {
 		return stats, e.fail("count messages", err)
 	}
-	stats.OldestAge = max(time.Duration(age)*time.Millisecond, 0)
 	err = e.db.Query(ctx, e.sql["stats_topics"], nil, func(s Scanner) (bool, error) {
 		var topic string
 		var n int64

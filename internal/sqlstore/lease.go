@@ -55,13 +55,12 @@ func (e *Engine) take(ctx context.Context) ([]int, error) {
 		e.leases[slot] = e.localEnd(asked)
 	}
 	e.startBeat()
-	tell := e.tell
+	if len(gained) > 0 {
+		e.events = append(e.events, outbox.LeaseGainedEvent{Slots: gained})
+	}
 	e.mu.Unlock()
 	// Rows of these slots may be anywhere below the cursor, and what is known already is not taken in twice.
 	e.cursor, e.due = 0, dueCursor{}
-	if len(gained) > 0 {
-		tell(outbox.LeaseGainedEvent{Slots: gained})
-	}
 	return gained, nil
 }
 
@@ -106,6 +105,7 @@ func (e *Engine) startBeat() {
 			case <-ticker.C:
 				e.renew(ctx)
 				e.dropExpired()
+				e.tellAll()
 			}
 		}
 	})
@@ -142,11 +142,22 @@ func (e *Engine) dropExpired() {
 			e.drop(slot)
 		}
 	}
-	tell := e.tell
-	e.mu.Unlock()
 	if len(lost) > 0 {
 		slices.Sort(lost)
-		tell(outbox.LeaseLostEvent{Slots: lost, Err: errors.New("the lease was not renewed in time, or taken over")})
+		err := errors.New("the lease was not renewed in time, or taken over")
+		e.events = append(e.events, outbox.LeaseLostEvent{Slots: lost, Err: err})
+	}
+	e.mu.Unlock()
+}
+
+// tellAll tells the Observer of what has happened. The caller holds no lock: an Observer may call the store.
+func (e *Engine) tellAll() {
+	e.mu.Lock()
+	events, tell := e.events, e.tell
+	e.events = nil
+	e.mu.Unlock()
+	for _, event := range events {
+		tell(event)
 	}
 }
 
@@ -187,20 +198,21 @@ func (e *Engine) Release(ctx context.Context, ids ...string) error {
 }
 
 func (e *Engine) releaseAll(ctx context.Context) error {
+	defer e.tellAll()
 	e.claimMu.Lock()
 	defer e.claimMu.Unlock()
 	e.mu.Lock()
-	stop, tell := e.stopBeat, e.tell
+	stop := e.stopBeat
 	given := slices.Sorted(maps.Keys(e.leases))
+	if len(given) > 0 {
+		e.events = append(e.events, outbox.LeaseLostEvent{Slots: given})
+	}
 	e.stopBeat = nil
 	e.forget()
 	e.mu.Unlock()
 	if stop != nil {
 		stop()
 		e.beats.Wait() // a renewal under way must not come after the slots were given
-	}
-	if len(given) > 0 {
-		tell(outbox.LeaseLostEvent{Slots: given})
 	}
 	if !e.owning {
 		return nil

@@ -142,14 +142,3 @@ func (s *Store) Pending(_ context.Context, tx any, limit int) ([]outbox.Message,
 	}
 	return msgs, nil
 }
-
-// Messages returns the committed messages that wait to be published, by id: for tests.
-func (s *Store) Messages() []outbox.Message {
-	s.db.mu.Lock()
-	defer s.db.mu.Unlock()
-	var msgs []outbox.Message
-	for _, row := range s.db.sorted(s.db.messages) {
-		msgs = append(msgs, *row)
-	}
-	return msgs
-}

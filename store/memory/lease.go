@@ -73,7 +73,7 @@ func (s *Store) reload(id int64) {
 		s.queue.Gone(id)
 		return
 	}
-	s.queue.Load(id, 0, row)
+	s.queue.Load(id, row)
 }
 
 // showDue moves delayed messages whose time has come to the owners of their slots.

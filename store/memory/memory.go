@@ -104,6 +104,9 @@ func New(opts ...Option) (*Store, error) {
 		changed:   make(chan struct{}),
 	}
 	for _, opt := range opts {
+		if opt == nil {
+			return nil, errors.New("memory: an option is nil")
+		}
 		if err := opt(db); err != nil {
 			return nil, fmt.Errorf("memory: %w", err)
 		}
@@ -155,11 +158,10 @@ func (s *Store) Migrate(context.Context) error { return nil }
 
 // Close ends what relaying has begun: it releases claims and leases and ends the heartbeat. Publishing goes on working.
 func (s *Store) Close() error {
-	err := s.Release(context.Background())
 	s.db.mu.Lock()
-	defer s.db.mu.Unlock()
-	s.closed = true
-	return err
+	s.closed = true // no Claim takes the leases again
+	s.db.mu.Unlock()
+	return s.Release(context.Background())
 }
 
 // Save implements [outbox.Store]. tx is a *Tx, or nil for a transaction of its own.

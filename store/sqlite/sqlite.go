@@ -11,6 +11,7 @@ import (
 	"context"
 	"database/sql"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
 	"strings"
@@ -29,8 +30,12 @@ import (
 //
 // A transaction, where one is asked for, is a *sql.Tx or what wraps one with ExecContext, QueryContext, Commit and
 // Rollback, such as *sqlx.Tx and bun.Tx.
+//
+// Beside the methods below it has those of the interfaces: Save, FetchPending, MarkProcessed, MarkFailed,
+// DeleteProcessedBefore; Claim, Settle, Release, Owned; RunInTx, Notify, PauseTopics, CheckSchema; ListFailed,
+// CountFailed, Requeue, Discard; Stats.
 type Store struct {
-	*sqlstore.Engine
+	*engine
 	db     *sql.DB
 	prefix string
 }
@@ -44,6 +49,12 @@ var _ interface {
 	outbox.Inspector
 	outbox.StatsReporter
 } = (*Store)(nil)
+
+// What the stores on SQL databases have in common, under names that users do not see.
+type (
+	engine    = sqlstore.Engine
+	processed = sqlstore.Processed
+)
 
 // Option configures a [Store].
 type Option func(*sqlstore.Options)
@@ -67,13 +78,16 @@ const driver = "sqlite3"
 // outbox relies on, which [Open] makes. It looks at the database's settings only: the tables come with Migrate.
 func New(db *sql.DB, opts ...Option) (*Store, error) {
 	if db == nil {
-		return nil, fmt.Errorf("sqlite: the *sql.DB is nil: open one with sqlite.Open")
+		return nil, errors.New("sqlite: the *sql.DB is nil: open one with sqlite.Open")
 	}
 	if err := checkSettings(db); err != nil {
 		return nil, fmt.Errorf("sqlite: %w", err)
 	}
 	var options sqlstore.Options
 	for _, opt := range opts {
+		if opt == nil {
+			return nil, errors.New("sqlite: an option is nil")
+		}
 		opt(&options)
 	}
 	queries, err := fs.Sub(queryFiles, "queries")
@@ -81,7 +95,7 @@ func New(db *sql.DB, opts ...Option) (*Store, error) {
 		return nil, fmt.Errorf("sqlite: %w", err)
 	}
 	s := &Store{db: db, prefix: options.Prefix}
-	s.Engine, err = sqlstore.New(s, sqlstore.NewSQLDB(db), sqlstore.Dialect{
+	s.engine, err = sqlstore.New(s, sqlstore.NewSQLDB(db), sqlstore.Dialect{
 		Name:      "sqlite",
 		Quote:     '"',
 		MaxRows:   5000, // of 6 parameters each; SQLite takes 32,766
@@ -133,17 +147,17 @@ func (s *Store) Migrate(ctx context.Context) error {
 }
 
 // Close releases claims and leases. It does not close the *sql.DB, and publishing goes on working.
-func (s *Store) Close() error { return s.Engine.Close() }
+func (s *Store) Close() error { return s.engine.Close() }
 
 // Processed is the record of handled messages, an [outbox.ProcessedStore] and [outbox.Transactor]. It is safe for
 // concurrent use.
 type Processed struct {
-	*sqlstore.Processed
+	*processed
 	store *Store
 }
 
 // Processed returns the store's record of handled messages, for [outbox.NewDeduplicator].
-func (s *Store) Processed() *Processed { return &Processed{Processed: s.Engine.Processed(), store: s} }
+func (s *Store) Processed() *Processed { return &Processed{processed: s.engine.Processed(), store: s} }
 
 // NewProcessedStore returns the record of handled messages of the outbox in db, for a service that only consumes. Its
 // tables are the outbox's; Migrate makes them.

@@ -1,7 +1,7 @@
--- One chunk, so that writers wait for a moment only.
+-- One chunk, so that writers wait for a moment only. An id alone does not tell a row: see archive.sql.
 DELETE FROM outbox_archive
-WHERE id IN (
-    SELECT id
+WHERE rowid IN (
+    SELECT rowid
     FROM outbox_archive
     WHERE status = 'processed' AND processed_at < ?1
     LIMIT ?2

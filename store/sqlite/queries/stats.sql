@@ -1,12 +1,10 @@
--- Pending messages; how many milliseconds the oldest of those that are due has been due; messages that were set aside.
+-- Pending messages; since when the one that has been due longest is due, or null: of those that were neither delayed nor
+-- tried the first, and of the others, which outbox_messages_due_idx finds, whichever it is; messages set aside; and now.
 SELECT (SELECT count(*) FROM outbox_messages),
-       coalesce((
-           SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) -
-                  CASE WHEN retries = 0 THEN coalesce(available_at, created_at) ELSE created_at END
-           FROM outbox_messages
-           WHERE available_at IS NULL OR retries > 0 OR
-                 available_at <= CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)
-           ORDER BY id
-           LIMIT 1
-       ), 0),
-       (SELECT count(*) FROM outbox_archive WHERE status = 'failed');
+       (SELECT created_at FROM outbox_messages WHERE available_at IS NULL ORDER BY id LIMIT 1),
+       (SELECT min(CASE WHEN retries = 0 THEN available_at ELSE created_at END)
+        FROM outbox_messages
+        WHERE available_at IS NOT NULL AND
+              (retries > 0 OR available_at <= CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))),
+       (SELECT count(*) FROM outbox_archive WHERE status = 'failed'),
+       CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER);
