@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 
 	"github.com/ThreeDotsLabs/watermill"
@@ -75,7 +76,8 @@ func WithProducedPublisher(publisher message.Publisher) DeduplicatorOption {
 }
 
 // NewDeduplicator returns a Deduplicator that records messages in store under "<group>/<name of the handler>". The
-// group names the service: two services that share a database and consume the same topic need different ones.
+// group names the service, without a slash: two services that share a database and consume the same topic need different
+// ones.
 func NewDeduplicator(store ProcessedStore, group string, opts ...DeduplicatorOption) (*Deduplicator, error) {
 	d := &Deduplicator{
 		store: store, group: group,
@@ -97,8 +99,11 @@ func NewDeduplicator(store ProcessedStore, group string, opts ...DeduplicatorOpt
 		d.err = errors.Join(d.err, fmt.Errorf("a %T cannot begin transactions (outbox.Transactor), which effects once "+
 			"need; with outbox.WithEffectElsewhere() handlers run at least once", store))
 	}
-	if group == "" {
+	switch {
+	case group == "":
 		d.err = errors.Join(d.err, errors.New("the group is empty; name the service, as in a Kafka consumer group"))
+	case strings.Contains(group, "/"):
+		d.err = errors.Join(d.err, fmt.Errorf("the group %q contains a slash, which separates it from the handler's name", group))
 	}
 	if d.err != nil {
 		return nil, fmt.Errorf("outbox: deduplicator: %w", d.err)

@@ -44,6 +44,8 @@ type item struct {
 	claimedAt time.Time
 	startedAt time.Time
 	probe     func(error) // ends the topic's probe that this is, if it is one
+	// deferred is set when a probe was to be found and this message had failed before: others go first.
+	deferred bool
 	// again is set when the store has given the message out once more, after the lease was lost and taken again.
 	again      bool
 	phase      atomic.Int32
@@ -126,6 +128,9 @@ func (d *dispatcher) next(now time.Time) *item {
 		case it.msg.Status == StatusFailed: // it cannot be decoded
 			d.lastErr, d.failures = errors.New(it.msg.LastError), d.failures+1
 			d.setAside(it, d.lastErr, now)
+		case !it.deferred && d.outages.prefersOthers(it):
+			it.deferred = true
+			d.ready.push(it)
 		case !d.outages.admits(it):
 			d.keepInStore(it, now)
 		default:
@@ -170,8 +175,8 @@ func (d *dispatcher) lost(it *item, now time.Time) {
 		q = &keyQueue{items: []*item{it}}
 	}
 	for len(q.items) > 0 && !q.items[0].again {
-		d.inFlight--
-		d.inFlightBytes -= q.items[0].size
+		// The store may have claimed it anew, or keep it for a late mark.
+		d.release(q.items[0], now)
 		q.items = q.items[1:]
 	}
 	if len(q.items) == 0 {

@@ -206,6 +206,65 @@ func TestForwarder_AHungPublishHoldsUpItsKeyAlone(t *testing.T) {
 	})
 }
 
+func TestForwarder_ManyHungPublishesMayReturnAtOnce_AndTheirWorkersComeBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const concurrency, hung = 3, 20
+		store, b := newMemory(t), newBroker()
+		hang := make(chan struct{})
+		var running, most atomic.Int32
+		b.answer = func(_ string, msg *message.Message) error {
+			if string(msg.Payload) == "hang" {
+				<-hang
+				return nil
+			}
+			most.Store(max(most.Load(), running.Add(1)))
+			time.Sleep(time.Second)
+			running.Add(-1)
+			return nil
+		}
+		stalled := 0
+		run(t, store, b, outbox.WithConcurrency(concurrency), outbox.WithPublishTimeout(5*time.Second),
+			outbox.WithObserver(outbox.ObserverFunc(func(_ context.Context, e outbox.Event) {
+				if _, ok := e.(outbox.StalledEvent); !ok {
+					return
+				}
+				if stalled++; stalled == hung {
+					close(hang)
+					time.Sleep(time.Second) // until all of them wait for the loop, which waits here
+				}
+			})))
+		for i := range hung {
+			publish(t, store, strconv.Itoa(i), newMessage("hang", ""))
+			if i < concurrency { // one at a time first
+				time.Sleep(10 * time.Second)
+			}
+		}
+		time.Sleep(time.Minute)
+		b.await(t, hung)
+		for range 4 * concurrency {
+			publish(t, store, "topic", newMessage("works", ""))
+		}
+		b.await(t, 4*concurrency)
+		require.EqualValues(t, concurrency, most.Load())
+	})
+}
+
+func TestForwarder_CleansUpSoonAfterItsStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newMemory(t)
+		require.NoError(t, store.Save(t.Context(), nil, outbox.Message{Topic: "topic"}))
+		msgs, err := store.FetchPending(t.Context(), 1)
+		require.NoError(t, err)
+		require.NoError(t, store.MarkProcessed(t.Context(), msgs[0].ID))
+		time.Sleep(2 * time.Hour)
+		run(t, store, newBroker(), outbox.WithRetention(time.Hour), outbox.WithCleanupInterval(24*time.Hour))
+		time.Sleep(time.Minute)
+		n, err := store.DeleteProcessedBefore(t.Context(), time.Now())
+		require.NoError(t, err)
+		require.Zero(t, n, "it was deleted already")
+	})
+}
+
 func TestForwarder_Close_WaitsForWhatIsInFlight_AndLeavesNothingClaimed(t *testing.T) {
 	forEachStore(t, func(t *testing.T, store outbox.LeasedStore) {
 		b := newBroker()

@@ -86,6 +86,17 @@ func (o *outages) admits(it *item) bool {
 	return true
 }
 
+// prefersOthers tells whether a probe of the topic is to be found, and it has failed before: a message that keeps failing
+// by itself should not decide whether the topic works.
+func (o *outages) prefersOthers(it *item) bool {
+	t := o.topics[it.msg.Topic]
+	if t == nil || t.breaker.State() != gobreaker.StateHalfOpen {
+		return false
+	}
+	_, failed := t.attempt[it.msg.ID]
+	return failed
+}
+
 // succeeded notes that the broker has acknowledged it.
 func (o *outages) succeeded(it *item, now time.Time) {
 	t := o.topics[it.msg.Topic]

@@ -384,10 +384,20 @@ func (r *relay) work() {
 }
 
 // publish hands one message to the broker's publisher.
-func (r *relay) publish(it *item) (err error) {
+func (r *relay) publish(it *item) error {
 	if !r.store.Owned(it.msg.ID) {
 		return errLost
 	}
+	begun := time.Now()
+	err := r.publishRecovered(it)
+	if err == nil && r.f.observing {
+		r.f.observe(PublishedEvent{Message: it.msg, Duration: time.Since(begun)})
+	}
+	return err
+}
+
+// publishRecovered makes an error of the publisher's panic, and of nobody else's.
+func (r *relay) publishRecovered(it *item) (err error) {
 	defer func() {
 		if value := recover(); value != nil {
 			err = panicError{value}
@@ -395,14 +405,7 @@ func (r *relay) publish(it *item) (err error) {
 	}()
 	msg := it.msg.Watermill()
 	msg.SetContext(r.workCtx)
-	begun := time.Now()
-	if err := r.f.publisher.Publish(it.msg.Topic, msg); err != nil {
-		return err
-	}
-	if r.f.observing {
-		r.f.observe(PublishedEvent{Message: it.msg, Duration: time.Since(begun)})
-	}
-	return nil
+	return r.f.publisher.Publish(it.msg.Topic, msg)
 }
 
 // mark is the marker. It tries each batch until the store has it.

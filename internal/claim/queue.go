@@ -301,8 +301,8 @@ func (q *Queue) Release(id int64) {
 		return
 	}
 	q.unclaim(e)
-	if front := e.list.entries[0]; front != e && front.msg == nil {
-		q.load(e, nil) // it waits behind one that was postponed
+	if front := e.list.entries[0]; q.idle > q.idleLimit || (front != e && front.msg == nil) {
+		q.load(e, nil) // there is enough without it, or it waits behind one that was postponed
 	}
 	q.place(e.list)
 }

@@ -175,6 +175,45 @@ func TestQueue_ReadingOnForOneKey_DoesNotSkipTheGapOfAnother(t *testing.T) {
 	require.EqualValues(t, 5, early.more, "5…8 have not been read again")
 }
 
+func TestQueue_CuttingALongList_KeepsWhatIsClaimed(t *testing.T) {
+	q := New(1, 8, much)
+	q.Add(row(100, "k"))
+	q.Claim(0, 1, much)
+	for id := int64(1); id <= 9; id++ { // all of them late
+		q.Add(row(id, "k"))
+	}
+	_, _, claimed := q.Get(100)
+	require.True(t, claimed)
+	q.Done(100)
+	require.Zero(t, q.Claimed())
+	require.Equal(t, []string{"1"}, ids(q.Claim(0, 10, much)))
+}
+
+func TestQueue_DoesNotAskForMorePayloadThanMayWait(t *testing.T) {
+	q := New(4, much, 1000)
+	for id := int64(1); id <= 100; id++ {
+		q.Add(row(id, fmt.Sprint(id%50)))
+	}
+	require.True(t, q.Sated())
+	require.Empty(t, q.Wanted(0, 100), "there is something to claim already")
+	for _, m := range q.Claim(0, 100, much) {
+		require.Equal(t, "t", m.Topic)
+	}
+	require.False(t, q.Sated())
+	require.NotEmpty(t, q.Wanted(0, 100))
+}
+
+func TestQueue_DoneOfAMessageThatIsNoLongerClaimed_KeepsItFromComingBack(t *testing.T) {
+	q := New(4, much, much)
+	q.BeginRead()
+	q.Done(1) // it was claimed under a lease that was lost
+	q.Add(row(1, "a"))
+	q.EndRead()
+	q.Add(row(2, "a"))
+	q.Done(2)
+	require.Zero(t, q.Len())
+}
+
 // history runs a Queue beside a model, which keeps everything in one sorted slice and looks at all of it each time.
 type history struct {
 	q      *Queue

@@ -4,6 +4,7 @@
 package sqlstore
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"strings"
@@ -25,6 +26,9 @@ type Dialect struct {
 	Queries fs.FS
 	// IsMissing tells whether err means that a table or a column does not exist.
 	IsMissing func(err error) bool
+	// TxIsGone tells, after an error in a user's transaction, whether that has ended the transaction without the driver's
+	// knowledge, so that what follows would commit by itself. It is nil for databases that do no such thing.
+	TxIsGone func(ctx context.Context, tx Conn) bool
 	// Time converts times.
 	Time Times
 }

@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -39,10 +40,18 @@ func (e *Engine) lead(ctx context.Context) error {
 
 // take takes what slots are free. It looks before it writes: an instance that stands by must not disturb.
 func (e *Engine) take(ctx context.Context) ([]int, error) {
-	free := 0
-	err := e.db.Query(ctx, e.sql["slots_free"], []any{e.owner}, func(s Scanner) (bool, error) { return true, s.Scan(&free) })
-	if err != nil || free == 0 {
+	free, all := 0, 0
+	err := e.db.Query(ctx, e.sql["slots_free"], []any{e.owner}, func(s Scanner) (bool, error) {
+		return true, s.Scan(&free, &all)
+	})
+	switch {
+	case err != nil:
 		return nil, e.fail("look for free slots", err)
+	case all == 0:
+		return nil, fmt.Errorf("%s: the table %s is empty, so nobody can relay: insert its rows again, as the migration does",
+			e.dialect.Name, e.names.Table("outbox_slots"))
+	case free == 0:
+		return nil, nil
 	}
 	asked := time.Now()
 	e.owning = true

@@ -23,15 +23,15 @@ func (p *Processed) RunInTx(ctx context.Context, fn func(ctx context.Context, tx
 	return p.engine.RunInTx(ctx, fn)
 }
 
-// maxIDLength is the longest message id that is kept as it is, in bytes; every database can index that. Longer ones are
-// kept as their SHA-256.
+// maxIDLength is the longest group or message id that is kept as it is, in bytes; every database can index that. Longer
+// ones are kept as their SHA-256.
 const maxIDLength = 255
 
-func storedID(msgID string) string {
-	if len(msgID) <= maxIDLength {
-		return msgID
+func storedID(id string) string {
+	if len(id) <= maxIDLength {
+		return id
 	}
-	sum := sha256.Sum256([]byte(msgID))
+	sum := sha256.Sum256([]byte(id))
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
@@ -55,7 +55,7 @@ func (p *Processed) IsProcessed(ctx context.Context, db any, group, msgID string
 		return false, err
 	}
 	n := 0
-	err = conn.Query(ctx, p.engine.sql["processed_get"], []any{group, storedID(msgID)}, func(s Scanner) (bool, error) {
+	err = conn.Query(ctx, p.engine.sql["processed_get"], []any{storedID(group), storedID(msgID)}, func(s Scanner) (bool, error) {
 		return true, s.Scan(&n)
 	})
 	return n > 0, p.engine.fail("look up a handled message", err)
@@ -69,8 +69,6 @@ func (p *Processed) MarkProcessed(
 	switch {
 	case group == "" || msgID == "":
 		return false, p.engine.fail(doing, errors.New("the group and the message id must not be empty"))
-	case len(group) > maxIDLength:
-		return false, p.engine.fail(doing, fmt.Errorf("the group has %d bytes, more than %d", len(group), maxIDLength))
 	case metadata != nil && !json.Valid(metadata):
 		return false, p.engine.fail(doing, errors.New("the metadata is not valid JSON"))
 	}
@@ -82,7 +80,7 @@ func (p *Processed) MarkProcessed(
 	if metadata != nil {
 		stored = string(metadata)
 	}
-	n, err := conn.Exec(ctx, p.engine.sql["processed_mark"], group, storedID(msgID), stored)
+	n, err := conn.Exec(ctx, p.engine.sql["processed_mark"], storedID(group), storedID(msgID), stored)
 	return n > 0, p.engine.fail(doing, err)
 }
 

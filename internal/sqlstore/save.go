@@ -23,9 +23,23 @@ func (e *Engine) Save(ctx context.Context, tx any, msgs ...outbox.Message) error
 	if err != nil {
 		return fmt.Errorf("%s: %w", e.dialect.Name, err)
 	}
-	chunks := e.chunks(msgs)
+	if err := ctx.Err(); err != nil {
+		return e.fail("save", err)
+	}
+	if e.dialect.TxIsGone != nil {
+		ctx = context.WithoutCancel(ctx) // a statement that is interrupted may end the transaction
+	}
+	if err = e.insertAll(ctx, conn, e.chunks(msgs)); err != nil && e.dialect.TxIsGone != nil && e.dialect.TxIsGone(ctx, conn) {
+		if t, ok := tx.(interface{ Rollback() error }); ok {
+			_ = t.Rollback() // from now on it refuses statements, which would commit by themselves
+		}
+	}
+	return err
+}
+
+func (e *Engine) insertAll(ctx context.Context, conn Conn, chunks [][]outbox.Message) error {
 	if len(chunks) == 1 {
-		return e.insert(ctx, conn, msgs)
+		return e.insert(ctx, conn, chunks[0])
 	}
 	return e.fail("save", savepoint(ctx, conn, func() error {
 		for _, chunk := range chunks {

@@ -75,8 +75,8 @@ func checkSettings(db *sql.DB) error {
 	if timeout <= 0 {
 		return fmt.Errorf("there is no busy timeout, so that concurrent writers would fail: %s", dsnHint)
 	}
-	if db.Stats().MaxOpenConnections == 1 {
-		return nil // no transaction of this process can get in the way of another
+	if stats := db.Stats(); stats.MaxOpenConnections > 0 && stats.MaxOpenConnections-stats.InUse < 2 {
+		return nil // the look takes two connections; with one, transactions cannot get in each other's way
 	}
 	immediate, err := beginsImmediate(ctx, db, timeout)
 	if err != nil {

@@ -28,6 +28,11 @@ import (
 // SQLite has one writer at a time, and a transaction of [Open] is a writer from its beginning: keep transactions short,
 // and write in a handler through its transaction alone, since another connection would wait for the handler to end.
 //
+// A statement that fails because the disk is full, or because its context ended, may roll the whole transaction back
+// without database/sql knowing; statements after it would commit by themselves. So end a transaction at the first error,
+// and do not set deadlines for single statements of it. Publish itself cannot be interrupted, and ends the transaction
+// if it is the one to fail.
+//
 // A transaction, where one is asked for, is a *sql.Tx or what wraps one with ExecContext, QueryContext, Commit and
 // Rollback, such as *sqlx.Tx and bun.Tx.
 //
@@ -101,6 +106,7 @@ func New(db *sql.DB, opts ...Option) (*Store, error) {
 		MaxRows:   5000, // of 6 parameters each; SQLite takes 32,766
 		Queries:   queries,
 		IsMissing: isMissing,
+		TxIsGone:  txIsGone,
 		Time:      sqlstore.Millis(),
 	}, options)
 	if err != nil {
@@ -113,6 +119,16 @@ func isMissing(err error) bool {
 	text := err.Error()
 	return strings.Contains(text, "no such table: ") || strings.Contains(text, "no such column: ") ||
 		strings.Contains(text, "has no column named ")
+}
+
+// txIsGone tells whether SQLite has rolled the whole transaction back, as it does when the disk is full or a statement is
+// interrupted: then it lets another one begin. https://www.sqlite.org/lang_transaction.html
+func txIsGone(ctx context.Context, tx sqlstore.Conn) bool {
+	if _, err := tx.Exec(ctx, "BEGIN"); err != nil {
+		return false
+	}
+	_, _ = tx.Exec(ctx, "ROLLBACK") // of the one that has just begun
+	return true
 }
 
 // Publisher returns a publisher that writes in tx.

@@ -377,6 +377,99 @@ func TestStore_AMarkDoesNotHitTheRowThatTookItsID(t *testing.T) {
 	}
 }
 
+func TestStore_ThePurgeDoesNotTouchASetAsideMessageWithTheSameID(t *testing.T) {
+	store, db := migrated(t)
+	for _, status := range []string{"processed", "failed"} {
+		_, err := db.Exec(`INSERT INTO outbox_archive (id, uuid, topic, key, payload, headers, retries, last_error, created_at,
+			status, processed_at) VALUES (1, ?1, 't', '', x'', '{}', 0, '', 1, ?1, 2)`, status)
+		require.NoError(t, err)
+	}
+	n, err := store.DeleteProcessedBefore(t.Context(), time.Now())
+	require.NoError(t, err)
+	require.EqualValues(t, 1, n)
+	failed, err := store.CountFailed(t.Context())
+	require.NoError(t, err)
+	require.EqualValues(t, 1, failed)
+}
+
+func TestStore_AClaimReadsOnUntilThereIsSomethingToClaim(t *testing.T) {
+	store, db := migrated(t)
+	_, err := db.Exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
+		INSERT INTO outbox_messages (topic, payload, available_at) SELECT 'later', x'', 1e15 FROM n`)
+	require.NoError(t, err)
+	save(t, store, "topic", "now")
+	msgs, err := store.Claim(t.Context(), 10, 1<<20)
+	require.NoError(t, err)
+	require.Len(t, msgs, 1)
+}
+
+func TestStore_KeepsNoMorePayloadInMemoryThanItsBudgets(t *testing.T) {
+	store, db := migrated(t)
+	_, err := db.Exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400)
+		INSERT INTO outbox_messages (topic, payload, key) SELECT 'large', zeroblob(262144), i FROM n`) // 100 MB
+	require.NoError(t, err)
+	var before, now runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for total := 0; total < 400; {
+		msgs, err := store.Claim(t.Context(), 1000, 2<<20)
+		require.NoError(t, err)
+		require.NotEmpty(t, msgs)
+		require.LessOrEqual(t, len(msgs), 8)
+		total += len(msgs)
+		var ids []string
+		for _, m := range msgs {
+			ids = append(ids, m.ID)
+		}
+		require.NoError(t, store.MarkProcessed(t.Context(), ids...))
+		if total%40 == 0 {
+			runtime.GC()
+			runtime.ReadMemStats(&now)
+			require.Less(t, now.HeapAlloc, before.HeapAlloc+40<<20, "after %d messages", total)
+		}
+	}
+}
+
+func TestStore_AnObserverMayCallTheStore(t *testing.T) {
+	store, _ := migrated(t)
+	told := 0
+	ctx := outbox.ContextWithObserver(t.Context(), outbox.ObserverFunc(func(ctx context.Context, _ outbox.Event) {
+		told++
+		_, err := store.Claim(ctx, 1, 1)
+		require.True(t, err == nil || errors.Is(err, outbox.ErrNoLease) || errors.Is(err, outbox.ErrClosed), "%v", err)
+		store.PauseTopics()
+		if told < 5 { // it tells of what it does here, too
+			require.NoError(t, store.Release(ctx))
+		}
+	}))
+	_, err := store.Claim(ctx, 1, 1)
+	require.NoError(t, err)
+	require.NotZero(t, told)
+}
+
+func TestStats_TellHowLongTheOldestHasBeenDue(t *testing.T) {
+	store, db := migrated(t)
+	age := func() time.Duration {
+		stats, err := store.Stats(t.Context())
+		require.NoError(t, err)
+		return stats.OldestAge.Round(time.Minute)
+	}
+	insert := func(dueIn, savedAgo time.Duration, retries int) {
+		now := time.Now()
+		_, err := db.Exec("INSERT INTO outbox_messages (topic, payload, available_at, created_at, retries) VALUES ('t', x'', ?, ?, ?)",
+			now.Add(dueIn).UnixMilli(), now.Add(-savedAgo).UnixMilli(), retries)
+		require.NoError(t, err)
+	}
+	require.Zero(t, age())
+	insert(time.Hour, 23*time.Hour, 0)
+	require.Zero(t, age(), "a delayed message is not late")
+	save(t, store, "t", "now")
+	insert(-time.Hour, 2*time.Hour, 0)
+	require.Equal(t, time.Hour, age(), "it has been due for an hour, though others have lower ids")
+	insert(time.Minute, 3*time.Hour, 4)
+	require.Equal(t, 3*time.Hour, age(), "one that fails has been late since it was saved")
+}
+
 func TestStore_AMarkIsMadeAfterItsLeaseWasLost(t *testing.T) {
 	store, db := migrated(t, sqlite.WithLeaseTTL(100*time.Millisecond))
 	save(t, store, "topic", "x")

@@ -5,4 +5,4 @@ INSERT OR REPLACE INTO outbox_archive (
 SELECT m.id, m.uuid, m.topic, m.key, m.payload, m.headers, j.value ->> 3, m.available_at, j.value ->> 4, m.created_at,
        j.value ->> 2, CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)
 FROM json_each(?1) j CROSS JOIN outbox_messages m ON m.id = j.value ->> 0
-WHERE m.uuid = j.value ->> 1 OR j.value ->> 1 IS NULL;
+WHERE CAST(m.uuid AS TEXT) = j.value ->> 1 OR j.value ->> 1 IS NULL;

@@ -4,5 +4,5 @@ DELETE FROM outbox_messages
 WHERE id IN (
     SELECT m.id
     FROM json_each(?1) j CROSS JOIN outbox_messages m ON m.id = j.value ->> 0
-    WHERE m.uuid = j.value ->> 1 OR j.value ->> 1 IS NULL
+    WHERE CAST(m.uuid AS TEXT) = j.value ->> 1 OR j.value ->> 1 IS NULL
 );
