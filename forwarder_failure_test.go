@@ -374,6 +374,59 @@ func TestForwarder_DoesNotPublishWhatItsLeaseNoLongerCovers(t *testing.T) {
 	})
 }
 
+func TestForwarder_GoesOnWithAKey_WhenItsLeaseWentAwayAndCameBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, b := newMemory(t), newBroker()
+		begun, goOn := make(chan struct{}), make(chan struct{})
+		b.answer = func(_ string, msg *message.Message) error {
+			if string(msg.Payload) == "A" {
+				close(begun)
+				<-goOn
+			}
+			return nil
+		}
+		publish(t, store, "topic", newMessage("A", "key"), newMessage("B", "key"))
+		run(t, store, b)
+		<-begun
+		other := store.NewInstance()
+		store.Advance(time.Minute) // the lease ends, and another instance publishes both and hands back
+		msgs, err := other.Claim(t.Context(), 10, 1<<20)
+		require.NoError(t, err)
+		require.Len(t, msgs, 2)
+		require.NoError(t, other.MarkProcessed(t.Context(), msgs[0].ID, msgs[1].ID))
+		time.Sleep(5 * time.Second) // the first one notices
+		require.NoError(t, other.Close())
+		publish(t, store, "topic", newMessage("C", "key"), newMessage("Z", "another"))
+		b.await(t, 1) // Z: it leads again, and has claimed C while A is still being published
+		close(goOn)
+		b.await(t, 2)
+		require.Equal(t, []string{"Z", "A", "C"}, b.payloads())
+		publish(t, store, "topic", newMessage("D", "key"))
+		b.await(t, 1)
+	})
+}
+
+func TestForwarder_MessagesThatFailDoNotDelayOthersOfTheirTopic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, b := newMemory(t), newBroker()
+		b.answer = func(_ string, msg *message.Message) error {
+			if string(msg.Payload) == "poison" {
+				return errDown
+			}
+			return nil
+		}
+		for i := range 40 {
+			publish(t, store, "topic", newMessage("poison", "poison-"+strconv.Itoa(i)))
+		}
+		run(t, store, b)
+		time.Sleep(time.Minute)
+		publish(t, store, "topic", newMessage("healthy", "healthy"))
+		before := time.Now()
+		b.await(t, 1)
+		require.Less(t, time.Since(before), 3*time.Second, "the next probe, on the fake clock")
+	})
+}
+
 func TestForwarder_TwoOverOneStoreAreRefused(t *testing.T) {
 	store := newMemory(t)
 	run(t, store, newBroker())

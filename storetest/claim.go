@@ -199,7 +199,8 @@ func claimReturnsUndecodableAsFailed(e *env) {
 		return len(order) == 4
 	})
 	for _, m := range e.requireSetAside(l, 2, "two messages could not be decoded, and were settled as failed") {
-		require.Contains(e, m.LastError, "set aside: ", "LastError of a damaged message must be the one that it was settled with")
+		require.Contains(e, m.LastError, "set aside: ", "LastError of a damaged message must be the one that it was "+
+			"settled with")
 	}
 	e.nothing(l, "all were settled")
 }

@@ -331,7 +331,8 @@ func statsCountsADelayedMessageFromWhenItIsDue(e *env) {
 	delayed.AvailableAt = time.Now().Add(e.soon())
 	e.save(s, delayed)
 	claimed := e.await(s, "delayed")
-	require.LessOrEqual(e, stats().OldestAge, time.Since(delayed.AvailableAt)+rounding, "OldestAge counts a delayed message "+
+	require.LessOrEqual(e, stats().OldestAge, time.Since(delayed.AvailableAt)+rounding, "OldestAge counts a delayed "+
+		"message "+
 		"from when it was due")
 	e.done(s, claimed...)
 	require.Zero(e, stats().OldestAge, "OldestAge, when nothing is due any more")
@@ -344,7 +345,8 @@ func statsCountsAFailedMessageFromWhenItWasSaved(e *env) {
 	claimed := e.await(s, "failed")
 	time.Sleep(apart) // to have an age
 	require.NoError(e, s.MarkFailed(e.ctx, claimed[0].ID, errBroker), "MarkFailed")
-	require.GreaterOrEqual(e, stats().OldestAge, apart-rounding, "OldestAge of a message that waits for its next attempt counts "+
+	require.GreaterOrEqual(e, stats().OldestAge, apart-rounding, "OldestAge of a message that waits for its next "+
+		"attempt counts "+
 		"from when it was saved")
 }
 

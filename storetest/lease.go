@@ -205,7 +205,8 @@ func leaseLateOutcomesOfOneWhoKnows(e *env) {
 	e.settle(a, outbox.Outcome{ID: claimed[1].ID, Status: outbox.StatusPending, Err: errBroker})
 	e.release(a, claimed[2])
 	for _, m := range claimed[:3] {
-		require.ErrorIs(e, a.Settle(e.ctx, processed(m)...), outbox.ErrNotClaimed, "a second Settle, or one after Release, of a "+
+		require.ErrorIs(e, a.Settle(e.ctx, processed(m)...), outbox.ErrNotClaimed, "a second Settle, or one after "+
+			"Release, of a "+
 			"message whose lease was lost")
 	}
 	e.release(a)

@@ -181,7 +181,8 @@ func closeMayMeetAClaim(e *env) {
 		require.ErrorIs(e, claimErr, outbox.ErrClosed, "Claim of a store that was closed")
 		if e.features.Slots == 1 {
 			_, err := other.Claim(e.ctx, many, noMaxBytes)
-			require.NoError(e, err, "Claim after the other instance was closed during a Claim of its own: it must have given up "+
+			require.NoError(e, err, "Claim after the other instance was closed during a Claim of its own: it must have given "+
+				"up "+
 				"the lease, and not taken it again")
 		}
 		e.release(other)

@@ -447,6 +447,53 @@ func TestStore_AnObserverMayCallTheStore(t *testing.T) {
 	require.NotZero(t, told)
 }
 
+func TestStore_ATransactionThatSQLiteHasEndedTakesNoMoreStatements(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "outbox.db")
+	require.NoError(t, newStore(t, open(t, path)).Migrate(t.Context()))
+	db := open(t, path)
+	db.SetMaxOpenConns(1) // the limit below is the connection's
+	store := newStore(t, db)
+	var pages int
+	require.NoError(t, db.QueryRow("PRAGMA page_count").Scan(&pages))
+	_, err := db.Exec("PRAGMA max_page_count = " + strconv.Itoa(pages+10))
+	require.NoError(t, err)
+
+	tx, err := db.Begin()
+	require.NoError(t, err)
+	err = store.Publisher(tx).Publish("topic", message.NewMessage("large", make([]byte, 1<<20)))
+	require.ErrorContains(t, err, "full")
+	require.ErrorIs(t, store.Publisher(tx).Publish("topic", message.NewMessage("small", nil)), sql.ErrTxDone)
+	require.ErrorIs(t, tx.Commit(), sql.ErrTxDone)
+	rows, err := store.Pending(t.Context(), nil, 10)
+	require.NoError(t, err)
+	require.Empty(t, rows, "the second one would have been a phantom")
+}
+
+func TestStore_AUUIDThatIsABlobIsOneLikeOthers(t *testing.T) {
+	store, db := migrated(t)
+	_, err := db.Exec("INSERT INTO outbox_messages (topic, payload, uuid) VALUES ('t', x'', CAST('abc' AS BLOB)), ('t', x'', x'FF')")
+	require.NoError(t, err)
+	for range 2 {
+		msgs, err := store.Claim(t.Context(), 10, 1<<20)
+		require.NoError(t, err)
+		for _, m := range msgs {
+			require.NoError(t, store.MarkProcessed(t.Context(), m.ID))
+		}
+		require.NoError(t, store.Release(t.Context()))
+	}
+	stats, err := store.Stats(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, stats.Pending)
+}
+
+func TestStore_WithoutItsSlots_SaysSo(t *testing.T) {
+	store, db := migrated(t)
+	_, err := db.Exec("DELETE FROM outbox_slots") // as tests do that empty all tables
+	require.NoError(t, err)
+	_, err = store.Claim(t.Context(), 1, 1)
+	require.ErrorContains(t, err, "outbox_slots\" is empty")
+}
+
 func TestStats_TellHowLongTheOldestHasBeenDue(t *testing.T) {
 	store, db := migrated(t)
 	age := func() time.Duration {
