@@ -82,9 +82,8 @@ func (q *Queue) promote(now int64) {
 	}
 }
 
-// truncateLongest makes room by dropping the second half of the longest list. Lists that are short already stay, and
-// Full tells the reader to stop.
-func (q *Queue) truncateLongest() {
+// truncateLongest makes room by dropping the second half of the longest list, unless all are short already.
+func (q *Queue) truncateLongest() bool {
 	var longest *list
 	for _, l := range q.lists {
 		if longest == nil || len(l.entries) > len(longest.entries) {
@@ -92,7 +91,7 @@ func (q *Queue) truncateLongest() {
 		}
 	}
 	if longest == nil || len(longest.entries) < 4*q.perKey {
-		return
+		return false
 	}
 	keep := len(longest.entries) / 2
 	for i := keep; i < len(longest.entries); i++ {
@@ -101,16 +100,18 @@ func (q *Queue) truncateLongest() {
 		}
 	}
 	if keep == len(longest.entries) {
-		return
+		return false
 	}
 	longest.more = longest.entries[keep].id
 	for _, e := range longest.entries[keep:] {
 		q.load(e, nil)
 		delete(q.entries, e.id)
+		q.leaves(e)
 	}
 	clear(longest.entries[keep:])
 	longest.entries = longest.entries[:keep]
 	q.truncated[longest] = struct{}{}
+	return true
 }
 
 // Refill returns the id from which on rows must be read again, because a truncated list has run low.

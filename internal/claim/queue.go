@@ -35,6 +35,9 @@ type Queue struct {
 	parked   map[string]*fifo // by paused topic
 
 	truncated map[*list]struct{}
+	evicted   eviction
+	// patience is how many more rows come in before room is looked for again, after none was found.
+	patience int
 
 	// reading is true from before a read's snapshot until its rows were added; settled holds what was settled
 	// meanwhile, which the snapshot may still show.
@@ -64,7 +67,7 @@ func New(perKey, capacity, idleBytes int) *Queue {
 	return &Queue{
 		perKey: perKey, capacity: capacity, idleLimit: idleBytes,
 		entries: map[int64]*entry{}, lists: map[listID]*list{},
-		parked: map[string]*fifo{}, truncated: map[*list]struct{}{}, settled: map[int64]struct{}{},
+		parked: map[string]*fifo{}, truncated: map[*list]struct{}{}, settled: map[int64]struct{}{}, evicted: newEviction(),
 	}
 }
 
@@ -99,13 +102,16 @@ func (q *Queue) Add(r Row) {
 	if _, done := q.settled[r.ID]; done {
 		return
 	}
+	if !q.isBeforeKnown(r) && q.evicted.drops(r) {
+		return
+	}
 	l := q.listOf(r)
 	if l.more != 0 && r.ID >= l.more {
 		return // behind the gap of a truncated list; Refill brings it
 	}
 	q.insert(l, r)
-	if len(q.entries) > q.capacity {
-		q.truncateLongest()
+	if q.patience--; len(q.entries) > q.capacity && q.patience <= 0 && !q.truncateLongest() && !q.evict() {
+		q.patience = q.capacity / 16 // the search is long
 	}
 }
 
@@ -204,8 +210,10 @@ func (q *Queue) Len() int { return len(q.entries) }
 // Claimed returns the number of claimed messages.
 func (q *Queue) Claimed() int { return q.claimed }
 
-// Full tells that there is no more room and no long list to shorten: stop reading until something was settled.
-func (q *Queue) Full() bool { return len(q.entries) >= q.capacity }
+// Full tells that there is no room, and that none could be made: stop reading until something was settled.
+func (q *Queue) Full() bool {
+	return len(q.entries) >= q.capacity && !q.truncateLongest() && !q.evict()
+}
 
 // Sated tells that as much payload waits unclaimed as may.
 func (q *Queue) Sated() bool { return q.idle >= q.idleLimit }
@@ -319,6 +327,7 @@ func (q *Queue) remove(e *entry) {
 	l := e.list
 	q.load(e, nil)
 	delete(q.entries, e.id)
+	q.leaves(e)
 	if at := slices.Index(l.entries, e); at == 0 {
 		l.entries[0] = nil
 		l.entries = l.entries[1:]
@@ -335,6 +344,7 @@ func (q *Queue) DropSlot(slot int) []*outbox.Message {
 		if e.list.slot != slot {
 			continue
 		}
+		q.leaves(e)
 		if e.claimed {
 			claimed = append(claimed, e.msg)
 			q.claimed--

@@ -81,8 +81,11 @@ func (e *Engine) fill(ctx context.Context, n, maxBytes int) (more bool, err erro
 	e.mu.Lock()
 	now := e.tick()
 	wanted := e.queue.Wanted(now, n)
+	if from, wanted := e.queue.Reread(); wanted {
+		e.cursor = min(e.cursor, from-1)
+	}
 	refillFrom, refill := e.queue.Refill()
-	full := e.queue.Full() || len(wanted) > 0 && e.queue.Sated()
+	full := (len(wanted) > 0 && e.queue.Sated()) || e.queue.Full()
 	e.mu.Unlock()
 
 	n = max(n, minRead)

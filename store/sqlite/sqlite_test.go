@@ -403,6 +403,31 @@ func TestStore_AClaimReadsOnUntilThereIsSomethingToClaim(t *testing.T) {
 	require.Len(t, msgs, 1)
 }
 
+func TestStore_ATopicThatIsDownStopsNobodyElse_HoweverLargeItsBacklog(t *testing.T) {
+	store, db := migrated(t)
+	_, err := db.Exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 260000)
+		INSERT INTO outbox_messages (topic, payload, key) SELECT 'down', x'', i FROM n`) // more than fit in memory
+	require.NoError(t, err)
+	save(t, store, "works", "alive")
+	store.PauseTopics("down")
+	msgs, err := store.Claim(t.Context(), 10, 1<<20)
+	require.NoError(t, err)
+	require.Len(t, msgs, 1)
+	require.Equal(t, "alive", string(msgs[0].Payload))
+	store.PauseTopics()
+	for total := 0; total < 260000; {
+		msgs, err := store.Claim(t.Context(), 20000, 64<<20)
+		require.NoError(t, err)
+		require.NotEmpty(t, msgs, "after %d", total)
+		total += len(msgs)
+		outcomes := make([]outbox.Outcome, len(msgs))
+		for i, m := range msgs {
+			outcomes[i] = outbox.Outcome{ID: m.ID, Status: outbox.StatusProcessed}
+		}
+		require.NoError(t, store.Settle(t.Context(), outcomes...))
+	}
+}
+
 func TestStore_KeepsNoMorePayloadInMemoryThanItsBudgets(t *testing.T) {
 	store, db := migrated(t)
 	_, err := db.Exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400)
