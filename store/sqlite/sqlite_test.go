@@ -404,6 +404,9 @@ func TestStore_AClaimReadsOnUntilThereIsSomethingToClaim(t *testing.T) {
 }
 
 func TestStore_ATopicThatIsDownStopsNobodyElse_HoweverLargeItsBacklog(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a backlog that does not fit in memory is long")
+	}
 	store, db := migrated(t)
 	_, err := db.Exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 260000)
 		INSERT INTO outbox_messages (topic, payload, key) SELECT 'down', x'', i FROM n`) // more than fit in memory
@@ -429,6 +432,9 @@ func TestStore_ATopicThatIsDownStopsNobodyElse_HoweverLargeItsBacklog(t *testing
 }
 
 func TestStore_KeepsNoMorePayloadInMemoryThanItsBudgets(t *testing.T) {
+	if testing.Short() {
+		t.Skip("100 MB are long")
+	}
 	store, db := migrated(t)
 	_, err := db.Exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400)
 		INSERT INTO outbox_messages (topic, payload, key) SELECT 'large', zeroblob(262144), i FROM n`) // 100 MB
