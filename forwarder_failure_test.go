@@ -182,6 +182,15 @@ func TestForwarder_APanicOfThePublisherIsAnErrorOfThatMessage(t *testing.T) {
 	})
 }
 
+func TestForwarder_APanicOfTheObserverHurtsNobody(t *testing.T) {
+	store, b := newMemory(t), newBroker()
+	publish(t, store, "topic", newMessage("x", ""), newMessage("y", ""))
+	run(t, store, b, outbox.WithObserver(outbox.ObserverFunc(func(context.Context, outbox.Event) { panic("metrics") })))
+	b.await(t, 2)
+	require.Eventually(t, func() bool { return len(pendingOf(t, store)) == 0 }, 30*time.Second, time.Millisecond)
+	require.Empty(t, failed(t, store))
+}
+
 func TestForwarder_AHungPublishHoldsUpItsKeyAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, b, seen := newMemory(t), newBroker(), &events{}

@@ -6,7 +6,8 @@ import (
 )
 
 // Observer hears of what happens: for metrics, traces and alarms. Observe is called synchronously, by many goroutines
-// at once, so it must be quick and safe for concurrent use. It must not keep or change a Message's Payload or Headers.
+// at once, so it must be quick and safe for concurrent use. It must not keep or change a Message's Payload or Headers,
+// nor wait for the Forwarder to close. A panic is logged. The context of a Forwarder's events is empty.
 type Observer interface {
 	Observe(ctx context.Context, event Event)
 }
