@@ -217,7 +217,7 @@ func (p *Publisher) txOf(msgs []*message.Message) (*boundTx, error) {
 	case common == nil || common.tx == nil:
 		return nil, ErrNoTx
 	case isNil(common.tx):
-		return nil, fmt.Errorf("outbox: the transaction is a nil %T: %w", common.tx, ErrInvalidTx)
+		return nil, fmt.Errorf("outbox: the transaction is a nil %T; did Begin return an error? %w", common.tx, ErrInvalidTx)
 	}
 	return common, nil
 }
