@@ -60,6 +60,17 @@ func (q *Queue) isBeforeKnown(r Row) bool {
 	return l != nil && (l.more > r.ID || (len(l.entries) > 0 && l.entries[len(l.entries)-1].id > r.ID))
 }
 
+// Misses tells whether a row that is there is neither known, nor kept out for a reason.
+func (q *Queue) Misses(r Row) bool {
+	_, known := q.entries[r.ID]
+	_, settled := q.settled[r.ID]
+	_, out := q.evicted.topics[r.Topic]
+	_, behind := q.evicted.keys[q.evicted.hash(r.Slot, r.Key)]
+	l := q.lists[listID{r.Slot, r.Key}]
+	cut := l != nil && l.more != 0 && r.ID >= l.more
+	return !known && !settled && !out && !behind && !cut
+}
+
 // evict drops the later half of what is parked for the topic that has most, and tells whether it found any.
 func (q *Queue) evict() bool {
 	var topic string

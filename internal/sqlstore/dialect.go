@@ -57,7 +57,7 @@ func Millis() Times {
 
 // queryNames are the statements that every dialect has.
 var queryNames = []string{
-	"check", "insert", "read", "read_ids", "read_due",
+	"check", "insert", "read", "read_ids", "read_due", "sweep",
 	"slots_free", "slots_take", "slots_renew", "slots_give",
 	"delete", "archive", "retry",
 	"archive_purge", "failed_list", "failed_count", "failed_requeue", "failed_delete", "stats", "stats_topics",

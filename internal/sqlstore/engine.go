@@ -19,6 +19,8 @@ type Options struct {
 	Schema   string
 	Prefix   string
 	LeaseTTL time.Duration
+	// SweepInterval is for tests.
+	SweepInterval time.Duration
 }
 
 // DefaultLeaseTTL is how long a relay instance that has died keeps others from its slots.
@@ -49,12 +51,16 @@ type Engine struct {
 	ttl     time.Duration
 	owner   string
 
+	sweepInterval time.Duration
+
 	claimMu sync.Mutex
 	// All of these are claimMu's.
-	checked bool      // the schema was found whole
-	owning  bool      // the database may name this instance as an owner
-	cursor  int64     // all rows up to it have been read
-	due     dueCursor // all delayed rows up to it have been read
+	checked   bool      // the schema was found whole
+	owning    bool      // the database may name this instance as an owner
+	cursor    int64     // all rows up to it have been read
+	due       dueCursor // all delayed rows up to it have been read
+	swept     int64     // the sweep under way has looked at all rows up to it
+	nextSweep time.Time
 
 	mu sync.Mutex
 	// All of these are mu's.
@@ -88,13 +94,16 @@ func New(self outbox.Store, db DB, dialect Dialect, opts Options) (*Engine, erro
 	if opts.LeaseTTL < 100*time.Millisecond || opts.LeaseTTL > time.Hour {
 		return nil, fmt.Errorf("%s: LeaseTTL is %v, must be from 100ms to 1h", dialect.Name, opts.LeaseTTL)
 	}
+	if opts.SweepInterval == 0 {
+		opts.SweepInterval = DefaultSweepInterval
+	}
 	q, err := dialect.render(names)
 	if err != nil {
 		return nil, err
 	}
 	e := &Engine{
 		self: self, db: db, dialect: dialect, names: names, sql: q, ttl: opts.LeaseTTL, owner: instanceName(),
-		tell: func(outbox.Event) {}, begun: time.Now(),
+		tell: func(outbox.Event) {}, begun: time.Now(), sweepInterval: opts.SweepInterval,
 	}
 	e.forget()
 	return e, nil
@@ -105,7 +114,7 @@ func (e *Engine) forget() {
 	e.queue = claim.New(perKey, maxKnown, maxIdleBytes)
 	e.orphans = map[int64]*outbox.Message{}
 	e.leases = map[int]time.Time{}
-	e.cursor, e.due = 0, dueCursor{}
+	e.cursor, e.due, e.swept = 0, dueCursor{}, 0
 }
 
 // instanceName is unique per Engine; host and pid are for people who look into the table.

@@ -431,6 +431,47 @@ func TestStore_ATopicThatIsDownStopsNobodyElse_HoweverLargeItsBacklog(t *testing
 	}
 }
 
+func TestStore_ASweepFindsWhatTheReadsHavePassed(t *testing.T) {
+	store, db := migrated(t, sqlite.WithSweepInterval(time.Millisecond))
+	for i := range 20 {
+		_, err := db.Exec("INSERT INTO outbox_messages (topic, payload, available_at) VALUES ('t', ?, ?)", strconv.Itoa(i),
+			time.Now().Add(time.Hour).UnixMilli())
+		require.NoError(t, err)
+	}
+	save(t, store, "t", "now")
+	claim := func() []string {
+		var payloads []string
+		require.Eventually(t, func() bool {
+			msgs, err := store.Claim(t.Context(), 100, 1<<20)
+			require.NoError(t, err)
+			for _, m := range msgs {
+				payloads = append(payloads, string(m.Payload))
+				require.NoError(t, store.MarkProcessed(t.Context(), m.ID))
+			}
+			return len(payloads) > 0
+		}, 30*time.Second, time.Millisecond)
+		return payloads
+	}
+	require.Equal(t, []string{"now"}, claim())
+	for name, statement := range map[string]string{
+		"a delay that is taken away":  "UPDATE outbox_messages SET available_at = NULL, payload = 'found' WHERE id = 7",
+		"a row that reappears":        "INSERT INTO outbox_messages (id, topic, payload) VALUES (7, 't', 'found')",
+		"a sequence that begins anew": "UPDATE sqlite_sequence SET seq = 0; DELETE FROM outbox_messages; INSERT INTO outbox_messages (topic, payload) VALUES ('t', 'found')",
+	} {
+		_, err := db.Exec("DELETE FROM outbox_messages WHERE id = 7 AND ? <> 'a delay that is taken away'", name)
+		require.NoError(t, err)
+		if name == "a delay that is taken away" {
+			_, err := db.Exec("INSERT OR REPLACE INTO outbox_messages (id, topic, payload, available_at) VALUES (7, 't', '7', 1e15)")
+			require.NoError(t, err)
+			_, err = store.Claim(t.Context(), 100, 1<<20)
+			require.NoError(t, err)
+		}
+		_, err = db.Exec(statement)
+		require.NoError(t, err)
+		require.Equal(t, []string{"found"}, claim(), name)
+	}
+}
+
 func TestStore_KeepsNoMorePayloadInMemoryThanItsBudgets(t *testing.T) {
 	if testing.Short() {
 		t.Skip("100 MB are long")
