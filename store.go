@@ -18,7 +18,8 @@ type Store interface {
 
 	// FetchPending claims up to limit messages and returns them. A claimed message is not returned again, to anybody,
 	// until it is marked as failed, or until this process has gone and its claim with it. Of messages with one key it
-	// returns the oldest ones, in order, and none behind one that is claimed already or waits for its next attempt.
+	// returns the oldest ones, in order, and none behind one that is claimed already or waits for its next attempt. It
+	// returns none, and no error, while another instance has the right to claim.
 	FetchPending(ctx context.Context, limit int) ([]Message, error)
 
 	// MarkProcessed records that the messages with these ids were published. They are kept as processed until
@@ -56,7 +57,7 @@ type LeasedStore interface {
 
 	// Release ends claims without an outcome: the messages may be claimed again at once. Unknown ids are ignored.
 	// Without ids it ends all claims and gives up the leases, so that another instance takes over without waiting for
-	// their end.
+	// their end: take care not to call it with a batch that happens to be empty.
 	Release(ctx context.Context, ids ...string) error
 
 	// Owned tells whether the claim's lease still holds by the local monotonic clock. Ask right before publishing.

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/watermill-outbox/outbox"
@@ -28,11 +29,12 @@ func (p *Processed) RunInTx(ctx context.Context, fn func(ctx context.Context, tx
 const maxIDLength = 255
 
 func storedID(id string) string {
-	if len(id) <= maxIDLength {
+	const prefix = "sha256:"
+	if len(id) <= maxIDLength && !strings.HasPrefix(id, prefix) { // an id that looks like a hash is no hash of another
 		return id
 	}
 	sum := sha256.Sum256([]byte(id))
-	return "sha256:" + hex.EncodeToString(sum[:])
+	return prefix + hex.EncodeToString(sum[:])
 }
 
 // connOf returns what a ProcessedStore's db argument means.
