@@ -67,6 +67,16 @@ func newTopicHealth(name string) *topicHealth {
 	}
 }
 
+// health returns what is known of a topic, from its first failure on.
+func (o *outages) health(topic string) *topicHealth {
+	t := o.topics[topic]
+	if t == nil {
+		t = newTopicHealth(topic)
+		o.topics[topic] = t
+	}
+	return t
+}
+
 // admits reports whether it may be sent now; if its topic is down, as the probe.
 func (o *outages) admits(it *item) bool {
 	t := o.topics[it.msg.Topic]
@@ -115,11 +125,7 @@ func (o *outages) succeeded(it *item, now time.Time) {
 
 // failed notes a failure and tells whether it counts against the message. If not, free is how many in a row did not.
 func (o *outages) failed(it *item, err error, now time.Time) (counts bool, free int) {
-	t := o.topics[it.msg.Topic]
-	if t == nil {
-		t = newTopicHealth(it.msg.Topic)
-		o.topics[t.name] = t
-	}
+	t := o.health(it.msg.Topic)
 	last, tried := t.attempt[it.msg.ID]
 	if !tried && it.msg.Retries > 0 { // it was tried by another instance, or so long ago that it was forgotten
 		last.ended, tried = it.claimedAt, true
@@ -138,11 +144,7 @@ func (o *outages) failed(it *item, err error, now time.Time) (counts bool, free 
 
 // stalled notes that a Publish call hangs, as a failure of the topic.
 func (o *outages) stalled(it *item, now time.Time) {
-	t := o.topics[it.msg.Topic]
-	if t == nil {
-		t = newTopicHealth(it.msg.Topic)
-		o.topics[t.name] = t
-	}
+	t := o.health(it.msg.Topic)
 	o.report(t, it, errors.New("a Publish call does not return"), now)
 }
 
