@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/components/delay"
@@ -53,13 +54,20 @@ func availableAt(topic string, msg *message.Message, now time.Time) (time.Time, 
 // delayFromContext returns the metadata that delay.WithContext asks for. Only Watermill's own delaying publisher can
 // read its context key, so one is run over an empty message with the same context.
 func delayFromContext(topic string, msg *message.Message) (message.Metadata, error) {
-	probe := &message.Message{Metadata: message.Metadata{}}
+	probe := probes.Get().(*message.Message) //nolint:forcetypeassert // the pool holds nothing else
 	probe.SetContext(msg.Context())
 	if err := delayProbe.Publish(topic, probe); err != nil {
 		return nil, fmt.Errorf("delay in the context: %w", err)
 	}
-	return probe.Metadata, nil
+	metadata := probe.Metadata
+	if len(metadata) == 0 { // nearly always: the probe is as it was
+		probe.SetContext(nil) //nolint:staticcheck // so that the pool does not keep the context
+		probes.Put(probe)
+	}
+	return metadata, nil
 }
+
+var probes = sync.Pool{New: func() any { return &message.Message{Metadata: message.Metadata{}} }}
 
 var delayProbe = func() message.Publisher {
 	p, err := delay.NewPublisher(discard{}, delay.PublisherConfig{AllowNoDelay: true})

@@ -22,6 +22,7 @@ type dispatcher struct {
 	outages *outages
 
 	keys  map[string]*keyQueue
+	spare []*keyQueue // to be used again: most keys come and go with one message
 	ready ring
 
 	publishing running // sent and not returned, by when they were sent
@@ -50,6 +51,8 @@ type item struct {
 	again      bool
 	phase      atomic.Int32
 	prev, next *item // in running
+	queue      *keyQueue
+	behind     *item // in queue
 }
 
 // A Publish call either returns or stalls first; whoever changes the phase first, the worker or the dispatcher, decides.
@@ -60,7 +63,10 @@ const (
 )
 
 // keyQueue holds the claimed messages of a key, ascending. Its front is ready or being published.
-type keyQueue struct{ items []*item }
+type keyQueue struct {
+	key         string
+	front, last *item
+}
 
 // marks is what the store is to be told: outcomes, and claims to give back.
 type marks struct {
@@ -82,40 +88,59 @@ func (d *dispatcher) claimed(msgs []Message, now time.Time) {
 	for i := range msgs {
 		it := &items[i]
 		it.msg, it.size, it.claimedAt = msgs[i], msgs[i].Size(), now
-		if d.isKnown(it) {
-			continue
-		}
-		d.inFlight++
-		d.inFlightBytes += it.size
-		if it.msg.Key == "" {
-			d.ready.push(it)
-			continue
-		}
-		q := d.keys[it.msg.Key]
-		if q == nil {
-			q = &keyQueue{}
-			d.keys[it.msg.Key] = q
-		}
-		q.items = append(q.items, it)
-		if len(q.items) == 1 {
-			d.ready.push(it)
+		if d.enqueue(it) {
+			d.inFlight++
+			d.inFlightBytes += it.size
 		}
 	}
 }
 
-// isKnown tells whether the message is here already: the lease was lost and taken again meanwhile.
-func (d *dispatcher) isKnown(it *item) bool {
+// enqueue puts a message behind those of its key, unless it is there already: the lease was lost and taken again
+// meanwhile.
+func (d *dispatcher) enqueue(it *item) bool {
+	if it.msg.Key == "" {
+		d.ready.push(it)
+		return true
+	}
 	q := d.keys[it.msg.Key]
 	if q == nil {
-		return false
+		q = d.newQueue(it.msg.Key)
+		it.queue, q.front, q.last = q, it, it
+		d.ready.push(it)
+		return true
 	}
-	for _, other := range q.items {
+	for other := q.front; other != nil; other = other.behind {
 		if other.msg.ID == it.msg.ID {
 			other.again = true
-			return true
+			return false
 		}
 	}
-	return false
+	it.queue, q.last.behind, q.last = q, it, it
+	return true
+}
+
+func (d *dispatcher) newQueue(key string) *keyQueue {
+	var q *keyQueue
+	if n := len(d.spare); n > 0 {
+		q, d.spare = d.spare[n-1], d.spare[:n-1]
+	} else {
+		q = &keyQueue{}
+	}
+	q.key = key
+	d.keys[key] = q
+	return q
+}
+
+// leave takes the front out of its queue and returns the next one, if there is one.
+func (d *dispatcher) leave(it *item) *item {
+	q, behind := it.queue, it.behind
+	it.queue, it.behind = nil, nil
+	if q.front = behind; behind == nil {
+		delete(d.keys, q.key)
+		*q = keyQueue{}
+		d.spare = append(d.spare, q)
+	}
+	return behind
 }
 
 // next returns the next message to publish, or nil if none may be, and counts it as being published.
@@ -170,23 +195,20 @@ var errLost = errors.New("the lease was lost")
 // already, they must not go before the message that the store is about to give out again.
 func (d *dispatcher) lost(it *item, now time.Time) {
 	d.outages.dropped(it, now)
-	q := d.keys[it.msg.Key]
-	if q == nil {
-		q = &keyQueue{items: []*item{it}}
-	}
-	for len(q.items) > 0 && !q.items[0].again {
-		// The store may have claimed it anew, or keep it for a late mark.
-		d.release(q.items[0], now)
-		q.items = q.items[1:]
-	}
-	if len(q.items) == 0 {
-		delete(d.keys, it.msg.Key)
+	if it.queue == nil {
+		d.release(it, now)
 		return
 	}
-	front := q.items[0]
-	front.again = false
-	front.phase.Store(phaseSent)
-	d.ready.push(front)
+	for it != nil && !it.again {
+		behind := d.leave(it)
+		d.release(it, now) // the store may have claimed it anew, or keep it for a late mark
+		it = behind
+	}
+	if it != nil {
+		it.again = false
+		it.phase.Store(phaseSent)
+		d.ready.push(it)
+	}
 }
 
 // panicError is a panic of the broker's publisher: always the fault of the message that it was given.
@@ -241,29 +263,23 @@ func (d *dispatcher) keepInStore(it *item, now time.Time) {
 
 // advance lets the message behind it go.
 func (d *dispatcher) advance(it *item) {
-	q := d.keys[it.msg.Key]
-	if q == nil || len(q.items) == 0 || q.items[0] != it {
+	if it.queue == nil {
 		return
 	}
-	q.items[0] = nil
-	q.items = q.items[1:]
-	if len(q.items) == 0 {
-		delete(d.keys, it.msg.Key)
-		return
+	if behind := d.leave(it); behind != nil {
+		d.ready.push(behind)
 	}
-	d.ready.push(q.items[0])
 }
 
 // releaseKey gives all messages behind it back to the store.
 func (d *dispatcher) releaseKey(it *item, now time.Time) {
-	q := d.keys[it.msg.Key]
-	if q == nil || len(q.items) == 0 || q.items[0] != it {
+	if it.queue == nil {
 		return
 	}
-	for _, behind := range q.items[1:] {
-		d.release(behind, now)
+	for behind := d.leave(it); behind != nil; {
+		it, behind = behind, d.leave(behind)
+		d.release(it, now)
 	}
-	delete(d.keys, it.msg.Key)
 }
 
 // releaseWaiting gives back everything that is not being published.
@@ -278,12 +294,16 @@ func (d *dispatcher) releaseWaiting(now time.Time) {
 
 // releaseBehind gives back what waits behind a message that is being published.
 func (d *dispatcher) releaseBehind(it *item, now time.Time) {
-	if q := d.keys[it.msg.Key]; q != nil && q.items[0] == it {
-		for _, behind := range q.items[1:] {
-			d.release(behind, now)
-		}
-		q.items = q.items[:1]
+	if it.queue == nil {
+		return
 	}
+	for behind := it.behind; behind != nil; {
+		next := behind.behind
+		behind.queue, behind.behind = nil, nil
+		d.release(behind, now)
+		behind = next
+	}
+	it.behind, it.queue.last = nil, it
 }
 
 func (d *dispatcher) settle(it *item, o Outcome, now time.Time) {

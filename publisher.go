@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"strconv"
 	"strings"
@@ -178,7 +179,9 @@ func (p *Publisher) Publish(topic string, msgs ...*message.Message) error {
 	if err := p.save(ctx, bound, rows); err != nil {
 		return fmt.Errorf("outbox: publish to %q: %w", topic, err)
 	}
-	p.observer.Observe(ctx, SavedEvent{Topic: topic, Messages: rows, Duration: time.Since(begun)})
+	if _, nobody := p.observer.(nopObserver); !nobody {
+		p.observer.Observe(ctx, SavedEvent{Topic: topic, Messages: rows, Duration: time.Since(begun)})
+	}
 	return nil
 }
 
@@ -241,15 +244,13 @@ func (p *Publisher) row(topic string, msg *message.Message) (Message, error) {
 	}
 	row := Message{
 		UUID: msg.UUID, Topic: topic, Key: key, Payload: msg.Payload, AvailableAt: due,
-		Headers: make(map[string]string, len(msg.Metadata)),
+		Headers: maps.Clone(msg.Metadata),
 	}
 	if row.UUID == "" {
 		row.UUID = watermill.NewUUID()
 	}
-	for k, v := range msg.Metadata {
-		if k != delay.DelayedForKey && k != delay.DelayedUntilKey && k != keyMetadata {
-			row.Headers[k] = v
-		}
+	for _, column := range []string{keyMetadata, delay.DelayedForKey, delay.DelayedUntilKey} {
+		delete(row.Headers, column)
 	}
 	return row, row.validate()
 }
@@ -273,9 +274,6 @@ func (p *Publisher) keyOf(topic string, msg *message.Message) (string, error) {
 
 // validate refuses what some database or broker could not give back as it was.
 func (m *Message) validate() error {
-	invalid := func(format string, args ...any) error {
-		return fmt.Errorf(format+": %w", append(args, ErrInvalidMessage)...)
-	}
 	switch {
 	case m.Topic == "":
 		return invalid("the topic is empty")
@@ -284,9 +282,9 @@ func (m *Message) validate() error {
 	case len(m.Key) > MaxKeyLength:
 		return invalid("the key has %d bytes, more than %d", len(m.Key), MaxKeyLength)
 	}
-	for _, s := range []struct{ name, value string }{{"topic", m.Topic}, {"key", m.Key}, {"UUID", m.UUID}} {
-		if !utf8.ValidString(s.value) || strings.ContainsRune(s.value, 0) {
-			return invalid("the %s is not valid UTF-8 without NUL", s.name)
+	for i, s := range [...]string{m.Topic, m.Key, m.UUID} {
+		if !utf8.ValidString(s) || strings.IndexByte(s, 0) >= 0 {
+			return invalid("the %s is not valid UTF-8 without NUL", [...]string{"topic", "key", "UUID"}[i])
 		}
 	}
 	for k, v := range m.Headers {
@@ -295,6 +293,10 @@ func (m *Message) validate() error {
 		}
 	}
 	return nil
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, ErrInvalidMessage)...)
 }
 
 // Close does nothing: the publisher holds nothing of its own, and a router closes the publisher of a handler whenever

@@ -138,8 +138,8 @@ func (r *relay) loop(ctx context.Context, stopFetch context.CancelFunc) error {
 			return nil
 		}
 		r.tick(now)
+		r.grant(now) // first, so that the fetcher reads while the workers are fed
 		r.dispatch(now)
-		r.grant(now)
 		timer.Reset(r.untilNext(now))
 		marks, batch := r.nextMarks(now)
 		select {
@@ -373,9 +373,13 @@ func (r *relay) work() {
 		err := r.publish(it)
 		stalled := !it.phase.CompareAndSwap(phaseSent, phaseReturned)
 		select {
-		case r.results <- result{it, err}:
-		case <-r.done:
-			return
+		case r.results <- result{it, err}: // there is room, except after many calls that stalled
+		default:
+			select {
+			case r.results <- result{it, err}:
+			case <-r.done:
+				return
+			}
 		}
 		if stalled {
 			return // another worker has taken this one's place

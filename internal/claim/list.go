@@ -40,6 +40,9 @@ func (q *Queue) place(l *list) {
 		if l.key != "" && l.more == 0 {
 			delete(q.lists, listID{l.slot, l.key})
 		}
+		if l.more == 0 {
+			q.spareList(l)
+		}
 	case l.entries[0].due > q.waiting.now:
 		q.unplace(l)
 		l.where, l.due = isWaiting, l.entries[0].due

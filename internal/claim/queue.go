@@ -39,6 +39,10 @@ type Queue struct {
 	// patience is how many more rows come in before room is looked for again, after none was found.
 	patience int
 
+	// To be used again: most keys and messages come and go within one read.
+	spareEntries []*entry
+	spareLists   []*list
+
 	// reading is true from before a read's snapshot until its rows were added; settled holds what was settled
 	// meanwhile, which the snapshot may still show.
 	reading bool
@@ -56,6 +60,7 @@ type entry struct {
 	due     int64
 	topic   string
 	msg     *outbox.Message
+	size    int // of msg
 	claimed bool
 	list    *list
 }
@@ -117,19 +122,20 @@ func (q *Queue) Add(r Row) {
 
 func (q *Queue) listOf(r Row) *list {
 	if r.Key == "" {
-		return &list{slot: r.Slot}
+		return q.newList(r.Slot, "")
 	}
 	id := listID{r.Slot, r.Key}
 	l := q.lists[id]
 	if l == nil {
-		l = &list{slot: r.Slot, key: r.Key}
+		l = q.newList(r.Slot, r.Key)
 		q.lists[id] = l
 	}
 	return l
 }
 
 func (q *Queue) insert(l *list, r Row) {
-	e := &entry{id: r.ID, due: r.Due, topic: r.Topic, list: l}
+	e := q.newEntry()
+	e.id, e.due, e.topic, e.list = r.ID, r.Due, r.Topic, l
 	q.entries[r.ID] = e
 	at := len(l.entries)
 	if at > 0 && l.entries[at-1].id > r.ID {
@@ -146,13 +152,12 @@ func (q *Queue) insert(l *list, r Row) {
 
 // load gives an unclaimed entry its message, or takes it away if m is nil.
 func (q *Queue) load(e *entry, m *outbox.Message) {
-	if e.msg != nil {
-		q.idle -= e.msg.Size()
-	}
-	e.msg = m
+	q.idle -= e.size
+	e.msg, e.size = m, 0
 	if m != nil {
-		q.idle += m.Size()
+		e.size = m.Size()
 	}
+	q.idle += e.size
 }
 
 // Claim returns messages that may be published: at most limit, at most maxBytes in size unless the first is larger.
@@ -172,15 +177,11 @@ func (q *Queue) Claim(now int64, limit, maxBytes int) []*outbox.Message {
 			break
 		}
 		for _, e := range l.entries[:min(len(l.entries), quota, limit-len(claimed))] {
-			size := 0
-			if e.msg != nil {
-				size = e.msg.Size()
-			}
-			if !q.mayGo(e, now) || (len(claimed) > 0 && bytes+size > maxBytes) {
+			if !q.mayGo(e, now) || (len(claimed) > 0 && bytes+e.size > maxBytes) {
 				break
 			}
-			bytes += size
-			q.idle -= size
+			bytes += e.size
+			q.idle -= e.size
 			e.claimed = true
 			l.claimed++
 			q.claimed++
@@ -316,7 +317,7 @@ func (q *Queue) Release(id int64) {
 }
 
 func (q *Queue) unclaim(e *entry) {
-	q.idle += e.msg.Size()
+	q.idle += e.size
 	e.claimed = false
 	e.list.claimed--
 	q.claimed--
@@ -328,12 +329,13 @@ func (q *Queue) remove(e *entry) {
 	q.load(e, nil)
 	delete(q.entries, e.id)
 	q.leaves(e)
-	if at := slices.Index(l.entries, e); at == 0 {
+	if at := slices.Index(l.entries, e); at == 0 && len(l.entries) > maxSpareEntries {
 		l.entries[0] = nil
 		l.entries = l.entries[1:]
 	} else {
 		l.entries = slices.Delete(l.entries, at, at+1)
 	}
+	q.spareEntry(e)
 	q.place(l)
 }
 

@@ -178,14 +178,13 @@ func (e *Engine) read(
 	e.mu.Lock()
 	e.queue.BeginRead()
 	e.mu.Unlock()
-	var rows []claim.Row
-	bytes := 0
+	rows, bytes := e.rows[:0], 0
 	err := e.db.Query(ctx, e.sql[query], args, func(s Scanner) (bool, error) {
 		r := &row{}
 		if err := r.scan(s); err != nil {
 			return false, err
 		}
-		bytes += r.msg.Size() + len(r.headers)
+		bytes += r.size()
 		if taken := take(r); taken != nil {
 			rows = append(rows, *taken)
 		}
@@ -203,6 +202,8 @@ func (e *Engine) read(
 			e.queue.Add(r)
 		}
 	}
+	clear(rows)
+	e.rows = rows
 	return nil
 }
 
@@ -229,8 +230,8 @@ func (e *Engine) load(ctx context.Context, ids []int64, maxBytes int) error {
 		if err := r.scan(s); err != nil {
 			return false, err
 		}
+		bytes += r.size()
 		found[r.id] = e.message(r, outbox.StatusProcessing)
-		bytes += found[r.id].Size()
 		return bytes <= maxBytes, nil
 	})
 	if err != nil {

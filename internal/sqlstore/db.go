@@ -46,14 +46,19 @@ type DB interface {
 
 // SQLDB is a DB over database/sql. It prepares each statement of the engine's own once.
 type SQLDB struct {
-	db *sql.DB
+	db       *sql.DB
+	embedded bool
 
 	mu    sync.Mutex
 	stmts map[string]*sql.Stmt
 }
 
-// NewSQLDB returns a DB over db, which stays the caller's to close.
-func NewSQLDB(db *sql.DB) *SQLDB { return &SQLDB{db: db, stmts: map[string]*sql.Stmt{}} }
+// NewSQLDB returns a DB over db, which stays the caller's to close. embedded is for a database in this process, which has
+// time limits of its own: there a BEGIN is not interrupted, since go-sqlite3 would hand it to another goroutine and back,
+// which takes longer than the statement.
+func NewSQLDB(db *sql.DB, embedded bool) *SQLDB {
+	return &SQLDB{db: db, embedded: embedded, stmts: map[string]*sql.Stmt{}}
+}
 
 func (d *SQLDB) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
 	d.mu.Lock()
@@ -117,19 +122,33 @@ func (d *SQLDB) IsHandle(v any) bool {
 
 // Begin implements DB.
 func (d *SQLDB) Begin(ctx context.Context) (Tx, error) {
-	// database/sql rolls back when the context of BeginTx ends, so this one ends with the transaction only; while the
-	// transaction has not begun, the end of ctx stops the wait for it.
+	conn, err := d.db.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	tx, end, err := d.beginOn(ctx, conn)
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return &ownTx{sqlConn: sqlConn{tx}, tx: tx, end: end, conn: conn}, nil
+}
+
+// beginOn begins a transaction that ends with end, and not with ctx, as database/sql would have it.
+func (d *SQLDB) beginOn(ctx context.Context, conn *sql.Conn) (tx *sql.Tx, end context.CancelFunc, err error) {
+	if d.embedded {
+		tx, err = conn.BeginTx(context.WithoutCancel(ctx), nil)
+		return tx, func() {}, err
+	}
 	txCtx, end := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, end)
-	tx, err := d.db.BeginTx(txCtx, nil)
+	stop := context.AfterFunc(ctx, end) // while it has not begun, the end of ctx stops the wait for it
+	tx, err = conn.BeginTx(txCtx, nil)
 	if !stop() && err == nil { // ctx ended meanwhile, and the transaction with it
 		err = context.Cause(ctx)
 	}
 	if err != nil {
 		end()
-		return nil, err
 	}
-	return &ownTx{sqlConn: sqlConn{tx}, tx: tx, end: end}, nil
+	return tx, end, err
 }
 
 // AsTx implements DB.
@@ -174,20 +193,27 @@ func (c sqlConn) Query(ctx context.Context, query string, args []any, each func(
 
 type ownTx struct {
 	sqlConn
-	tx  *sql.Tx
-	end context.CancelFunc
+	tx   *sql.Tx
+	end  context.CancelFunc
+	conn *sql.Conn
 }
 
 func (t *ownTx) Handle() any { return t.tx }
 
 func (t *ownTx) Commit() error {
-	defer t.end()
+	defer t.close()
 	return t.tx.Commit()
 }
 
 func (t *ownTx) Rollback() error {
-	defer t.end()
+	defer t.close()
 	return t.tx.Rollback()
+}
+
+// close gives the connection back to the pool, once the transaction has ended.
+func (t *ownTx) close() {
+	t.end()
+	_ = t.conn.Close() // what it could tell is not about the transaction
 }
 
 func affected(result sql.Result, err error) (int64, error) {

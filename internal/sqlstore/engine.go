@@ -61,6 +61,7 @@ type Engine struct {
 	due       dueCursor // all delayed rows up to it have been read
 	swept     int64     // the sweep under way has looked at all rows up to it
 	nextSweep time.Time
+	rows      []claim.Row // what a read has shown, empty in between
 
 	mu sync.Mutex
 	// All of these are mu's.

@@ -1,27 +1,22 @@
 package sqlstore
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/ThreeDotsLabs/watermill"
 
 	"github.com/watermill-outbox/outbox"
 )
 
-// insertArgs are the arguments of the insert statement for one row.
-func (e *Engine) insertArgs(m *outbox.Message) ([]any, error) {
-	headers := []byte("{}")
-	if len(m.Headers) > 0 {
-		var err error
-		if headers, err = json.Marshal(m.Headers); err != nil {
-			return nil, fmt.Errorf("encode the headers: %w", err)
-		}
+// appendRow appends the arguments of the insert statement for one row.
+func (e *Engine) appendRow(args []any, m *outbox.Message) ([]any, error) {
+	headers, err := encodeHeaders(m.Headers)
+	if err != nil {
+		return nil, fmt.Errorf("encode the headers: %w", err)
 	}
 	uuid := m.UUID
 	if uuid == "" {
@@ -35,7 +30,7 @@ func (e *Engine) insertArgs(m *outbox.Message) ([]any, error) {
 	if !m.AvailableAt.IsZero() {
 		due = e.dialect.Time.ToColumn(m.AvailableAt)
 	}
-	return []any{uuid, m.Topic, m.Key, payload, string(headers), due}, nil
+	return append(args, uuid, m.Topic, m.Key, payload, headers, due), nil
 }
 
 // row is what the read statements give, in the order of their columns.
@@ -43,7 +38,7 @@ type row struct {
 	id      int64
 	slot    int
 	msg     outbox.Message
-	headers []byte
+	headers string
 	retries any
 	due     any
 	created any
@@ -53,6 +48,9 @@ func (r *row) scan(s Scanner) error {
 	return s.Scan(&r.id, &r.slot, &r.msg.UUID, &r.msg.Topic, &r.msg.Key, &r.msg.Payload, &r.headers, &r.retries,
 		&r.due, &r.msg.LastError, &r.created)
 }
+
+// size is what the row weighs in memory. Ask before its headers are decoded.
+func (r *row) size() int { return r.msg.Size() + len(r.headers) }
 
 // message completes what scan has read. A row that somebody has damaged becomes a message with StatusFailed, to be set
 // aside with an error that tells what is wrong: it must not hold up the others.
@@ -73,12 +71,9 @@ func (e *Engine) decode(r *row) error {
 		return errors.New("the retries column of the row is not an integer")
 	}
 	r.msg.Retries = int(retries)
-	if !utf8.Valid(r.headers) {
-		return errors.New("the headers column of the row is not valid UTF-8")
-	}
-	err := json.Unmarshal(r.headers, &r.msg.Headers)
-	if err != nil {
-		return fmt.Errorf("the headers column of the row is not a JSON object of strings: %w", err)
+	var err error
+	if r.msg.Headers, err = decodeHeaders(r.headers); err != nil {
+		return fmt.Errorf("the headers column of the row %w", err)
 	}
 	if r.msg.CreatedAt, err = e.dialect.Time.FromColumn(r.created); err != nil {
 		return fmt.Errorf("the created_at column of the row is damaged: %w", err)
@@ -92,33 +87,6 @@ func (e *Engine) decode(r *row) error {
 		return errors.New("the topic column of the row is empty")
 	}
 	return nil
-}
-
-// jsonRows encodes arguments that the statements take as a JSON array of arrays.
-func jsonRows(rows [][]any) (string, error) {
-	b, err := json.Marshal(rows)
-	return string(b), err
-}
-
-func jsonIDs(ids []int64) string {
-	var b strings.Builder
-	b.WriteByte('[')
-	for i, id := range ids {
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		b.WriteString(strconv.FormatInt(id, 10))
-	}
-	b.WriteByte(']')
-	return b.String()
-}
-
-// jsonUUID is the uuid as JSON can hold it; rows inserted by hand may have one that it cannot.
-func jsonUUID(uuid string) any {
-	if !utf8.ValidString(uuid) {
-		return nil
-	}
-	return uuid
 }
 
 // maxErrorLength bounds what is kept of an error, in bytes.

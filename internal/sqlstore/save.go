@@ -29,7 +29,7 @@ func (e *Engine) Save(ctx context.Context, tx any, msgs ...outbox.Message) error
 	if e.dialect.TxIsGone != nil {
 		ctx = context.WithoutCancel(ctx) // a statement that is interrupted may end the transaction
 	}
-	if err = e.insertAll(ctx, conn, e.chunks(msgs)); err != nil && e.dialect.TxIsGone != nil && e.dialect.TxIsGone(ctx, conn) {
+	if err = e.insertAll(ctx, conn, msgs); err != nil && e.dialect.TxIsGone != nil && e.dialect.TxIsGone(ctx, conn) {
 		if t, ok := tx.(interface{ Rollback() error }); ok {
 			_ = t.Rollback() // from now on it refuses statements, which would commit by themselves
 		}
@@ -37,15 +37,17 @@ func (e *Engine) Save(ctx context.Context, tx any, msgs ...outbox.Message) error
 	return err
 }
 
-func (e *Engine) insertAll(ctx context.Context, conn Conn, chunks [][]outbox.Message) error {
-	if len(chunks) == 1 {
-		return e.insert(ctx, conn, chunks[0])
+func (e *Engine) insertAll(ctx context.Context, conn Conn, msgs []outbox.Message) error {
+	n := e.chunk(msgs)
+	if n == len(msgs) {
+		return e.insert(ctx, conn, msgs)
 	}
 	return e.fail("save", savepoint(ctx, conn, func() error {
-		for _, chunk := range chunks {
-			if err := e.insert(ctx, conn, chunk); err != nil {
+		for ; len(msgs) > 0; n = e.chunk(msgs) {
+			if err := e.insert(ctx, conn, msgs[:n]); err != nil {
 				return err
 			}
+			msgs = msgs[n:]
 		}
 		return nil
 	}))
@@ -54,11 +56,10 @@ func (e *Engine) insertAll(ctx context.Context, conn Conn, chunks [][]outbox.Mes
 func (e *Engine) insert(ctx context.Context, conn Conn, msgs []outbox.Message) error {
 	args := make([]any, 0, 6*len(msgs))
 	for i := range msgs {
-		rowArgs, err := e.insertArgs(&msgs[i])
-		if err != nil {
-			return err
+		var err error
+		if args, err = e.appendRow(args, &msgs[i]); err != nil {
+			return e.fail("save", err)
 		}
-		args = append(args, rowArgs...)
 	}
 	query := e.sql["insert"]
 	if len(msgs) > 1 {
@@ -68,19 +69,18 @@ func (e *Engine) insert(ctx context.Context, conn Conn, msgs []outbox.Message) e
 	return e.fail("insert messages", err)
 }
 
-// chunks splits msgs into what one INSERT can take.
-func (e *Engine) chunks(msgs []outbox.Message) [][]outbox.Message {
-	var chunks [][]outbox.Message
-	begin, bytes := 0, 0
-	for i := range msgs {
-		size := msgs[i].Size()
-		if i > begin && (i-begin >= e.dialect.MaxRows || bytes+size > maxChunkBytes) {
-			chunks = append(chunks, msgs[begin:i])
-			begin, bytes = i, 0
-		}
-		bytes += size
+// chunk returns how many of msgs one INSERT can take.
+func (e *Engine) chunk(msgs []outbox.Message) int {
+	if len(msgs) == 1 {
+		return 1
 	}
-	return append(chunks, msgs[begin:])
+	bytes := 0
+	for i := range msgs {
+		if bytes += msgs[i].Size(); i > 0 && (i >= e.dialect.MaxRows || bytes > maxChunkBytes) {
+			return i
+		}
+	}
+	return len(msgs)
 }
 
 // savepoint runs fn so that none of its statements remains if it fails, even if the caller commits nevertheless.

@@ -70,48 +70,45 @@ func (e *Engine) claimedMessage(id string) *outbox.Message {
 
 // write runs the statements for known: one DELETE, where all were published and none is to be kept.
 func (e *Engine) write(ctx context.Context, known []settlement) error {
-	var gone, archived, retried [][]any
+	var gone jsonObject
+	var archived, retried jsonArray
 	for _, s := range known {
-		id, uuid := messageID(s.msg), jsonUUID(s.msg.UUID)
 		retries, text := s.msg.Retries, s.msg.LastError
 		if s.outcome.Err != nil {
 			retries, text = retries+1, errorText(s.outcome.Err)
 		}
 		switch o := s.outcome; {
 		case o.Status == outbox.StatusPending && o.Err != nil:
-			retried = append(retried, []any{id, uuid, o.RetryAfter.Milliseconds(), retries, text})
+			retried = retried.with(s.msg, o.RetryAfter.Milliseconds(), int64(retries), text)
 		case o.Status == outbox.StatusPending: // not at fault: the wait is kept in memory alone
 		case o.Status == outbox.StatusFailed || o.Archive:
-			archived = append(archived, []any{id, uuid, o.Status, retries, text})
-			gone = append(gone, []any{id, uuid})
+			archived = archived.with(s.msg, string(o.Status), int64(retries), text)
+			gone = gone.with(s.msg)
 		default:
-			gone = append(gone, []any{id, uuid})
+			gone = gone.with(s.msg)
 		}
 	}
-	if len(archived) == 0 && len(retried) == 0 {
-		return e.execRows(ctx, e.db, "delete", gone)
+	if archived == nil && retried == nil {
+		return e.execJSON(ctx, e.db, "delete", gone)
 	}
 	return e.inTx(ctx, func(tx Conn) error {
-		if err := e.execRows(ctx, tx, "archive", archived); err != nil {
+		if err := e.execJSON(ctx, tx, "archive", archived); err != nil {
 			return err
 		}
-		if err := e.execRows(ctx, tx, "delete", gone); err != nil {
+		if err := e.execJSON(ctx, tx, "delete", gone); err != nil {
 			return err
 		}
-		return e.execRows(ctx, tx, "retry", retried)
+		return e.execJSON(ctx, tx, "retry", retried)
 	})
 }
 
-// execRows runs a statement that takes rows as JSON, if there are any.
-func (e *Engine) execRows(ctx context.Context, conn Conn, query string, rows [][]any) error {
-	if len(rows) == 0 {
+// execJSON runs a statement whose argument is JSON, if there is any.
+func (e *Engine) execJSON(ctx context.Context, conn Conn, query string, arg interface{ text() string }) error {
+	text := arg.text()
+	if text == "" {
 		return nil
 	}
-	arg, err := jsonRows(rows)
-	if err != nil {
-		return err
-	}
-	_, err = conn.Exec(ctx, e.sql[query], arg)
+	_, err := conn.Exec(ctx, e.sql[query], text)
 	return err
 }
 

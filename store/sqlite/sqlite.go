@@ -100,7 +100,7 @@ func New(db *sql.DB, opts ...Option) (*Store, error) {
 		return nil, fmt.Errorf("sqlite: %w", err)
 	}
 	s := &Store{db: db, prefix: options.Prefix}
-	s.engine, err = sqlstore.New(s, sqlstore.NewSQLDB(db), sqlstore.Dialect{
+	s.engine, err = sqlstore.New(s, sqlstore.NewSQLDB(db, true), sqlstore.Dialect{
 		Name:      "sqlite",
 		Quote:     '"',
 		MaxRows:   5000, // of 6 parameters each; SQLite takes 32,766
