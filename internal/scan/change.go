@@ -1,0 +1,58 @@
+package scan
+
+// What changes the course of things between two fetches, never within one.
+
+// Acquired notes slots that this instance has acquired beside those it holds: their messages are read from the
+// beginning, while the others go on.
+func (r *Reader) Acquired(slots ...int) {
+	if r.cursor == 0 {
+		return // nothing was read yet of any
+	}
+	if r.catching == nil {
+		r.catching = map[int]struct{}{}
+	}
+	for _, slot := range slots {
+		r.catching[slot] = struct{}{}
+	}
+	r.caughtUp = 0
+}
+
+// Admits tells whether a row that a fetch has shown may enter, given through what id CatchUp was read: not one of a slot
+// whose earlier rows are yet to be read.
+func (f *Fetch) Admits(slot int, id, caughtUp int64) bool {
+	_, catching := f.r.catching[slot]
+	return !catching || id <= caughtUp || caughtUp >= f.CatchUp.To
+}
+
+// Back has the ids above id read again.
+func (r *Reader) Back(id int64) {
+	if id >= r.cursor {
+		return
+	}
+	r.cursor, r.caughtUp = id, min(r.caughtUp, id)
+	kept := r.spans[:0]
+	for _, s := range r.spans {
+		if s.unseen = through(s.unseen, id); len(s.unseen) > 0 {
+			kept = append(kept, s)
+		}
+	}
+	clear(r.spans[len(kept):])
+	r.spans = kept
+}
+
+// Restarted notes that the server was started anew: whoever held the sequence has ended, and names are given again.
+// Only prepared transactions have survived, and the next list tells of them.
+func (r *Reader) Restarted() {
+	for _, s := range r.spans {
+		s.waits, s.missed, s.again, s.isNew = nil, nil, true, true
+	}
+}
+
+// Reset has everything read again: ids may have been given to other messages.
+func (r *Reader) Reset() { *r = Reader{} }
+
+// Cursor returns the id up to which everything was read, or is waited for.
+func (r *Reader) Cursor() int64 { return r.cursor }
+
+// LastValue returns the last value of the sequence that a fetch was told of.
+func (r *Reader) LastValue() int64 { return r.lastValue }
