@@ -28,6 +28,9 @@ func RunProcessedCleanup(
 			opt.applyCleanup(&c)
 		}
 	}
+	if isNil(c.logger) {
+		c.logger = defaultLogger() // there is nobody to return an error to
+	}
 	fields := watermill.LogFields{"retention": retention, "interval": interval}
 	if retention <= 0 || interval <= 0 || isNil(store) {
 		c.logger.Info("Cleanup of processed message ids is off: it needs a store, a retention and an interval", fields)

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -18,10 +20,26 @@ import (
 // Each message is recorded in the same transaction as the handler's writes and the messages that it returns, so all of
 // them come about once or not at all. In the handler, take the transaction from the message's context:
 // store.TxFromContext(msg.Context()). The transaction is always one of the Deduplicator's own; a transaction that a
-// subscriber may have put into the context is not used.
+// subscriber may have put into the context is not used. What a handler sends through the outbox goes out after the
+// commit, so it must not wait for a reply to that (components/requestreply).
 //
-// Of Watermill's middleware these go outside of it, outermost first: PoisonQueue, Retry with ResetContextOnRetry,
-// Recoverer; and these inside: Timeout, CorrelationID, and whatever else changes the returned messages.
+// # Order of middleware
+//
+// Of Watermill's middleware these go outside of it, outermost first: PoisonQueue, DelayOnError, Retry with
+// ResetContextOnRetry, CircuitBreaker, Recoverer, IgnoreErrors; and these inside: Timeout, CorrelationID, and whatever
+// else changes the returned messages. What retries an attempt or gives it up must come after the rollback, what changes
+// messages before they are saved.
+//
+// Of the wrong orders it refuses these, with an error that names the cure: PoisonQueue inside, which would have half an
+// effect committed; a context that has ended before the handler begins, as Timeout outside leaves it to a second
+// attempt; and two Deduplicators of one group around one handler, which would wait for each other for ever. It logs,
+// once for each handler, that a message was acknowledged before the commit (by InstantAck, or the handler), so that a
+// failure would lose it, and that a returned message lacks the correlation id of the incoming one (CorrelationID
+// outside).
+//
+// These it cannot see: Retry and Duplicator inside run the handler several times in one transaction, so that the writes
+// of a failed attempt commit together with those of a good one; IgnoreErrors inside commits what was written before the
+// error, unless the handler calls [SetRollback].
 type Deduplicator struct {
 	store    ProcessedStore
 	tx       Transactor // nil if the store has none
@@ -114,66 +132,166 @@ func NewDeduplicator(store ProcessedStore, group string, opts ...DeduplicatorOpt
 // Middleware is a message.HandlerMiddleware: pass it to router.AddMiddleware or to a handler's. See [Deduplicator] for
 // its place among others. It knows the handler, its topic and its publisher by what the router puts into the context of
 // messages; called without a router, it records under the group alone, and the handler cannot return messages.
+//
+// A handler that nacks its message wants it again: that rolls back, like an error.
 func (d *Deduplicator) Middleware(h message.HandlerFunc) message.HandlerFunc {
-	return func(msg *message.Message) ([]*message.Message, error) {
-		original := msg.Context()
-		defer msg.SetContext(original) // an outer Retry must not see a transaction that has ended
+	w := &deduplicated{Deduplicator: d, next: h}
+	return w.handle
+}
 
-		group := d.group
-		if name := message.HandlerNameFromCtx(original); name != "" {
-			group += "/" + name
-		}
-		id, err := d.id(msg)
-		if err != nil {
-			return nil, fmt.Errorf("outbox: id of the message: %w", err)
-		}
-		if id == "" {
-			return nil, fmt.Errorf("outbox: the message has no UUID to deduplicate on; set one where it is published, or "+
-				"use outbox.WithMessageID: %w", ErrInvalidMessage)
-		}
-		handle := d.handleInTx
-		if d.outside {
-			handle = d.handleOutside
-		}
-		isNew, err := handle(original, msg, h, group, id)
-		if err == nil && !isNew {
-			topic := message.SubscribeTopicFromCtx(original)
-			d.observer.Observe(original, DeduplicatedEvent{Group: group, MessageID: id, Topic: topic})
-			d.logger.Debug("Message was handled before", watermill.LogFields{
-				"message_uuid": msg.UUID, "topic": topic, "handler_name": message.HandlerNameFromCtx(original),
-			})
-		}
+// deduplicated is one handler under a Deduplicator, and what has been said about its middleware.
+type deduplicated struct {
+	*Deduplicator
+	next message.HandlerFunc
+
+	toldOfDeadline, toldOfAck, toldOfCorrelation sync.Once
+}
+
+// delivery is a message on its way through a handler, which finds it in the message's context.
+type delivery struct {
+	msg       *message.Message
+	group, id string
+	original  context.Context //nolint:containedctx // what the message came with, and gets back
+	outer     *delivery       // the one that the handler of another Deduplicator is working on; nil for most
+	reason    string          // why the message was poisoned before it came here; empty for most
+	rollback  atomic.Bool
+}
+
+type deliveryKey struct{}
+
+func deliveryFrom(ctx context.Context) *delivery {
+	dl, _ := ctx.Value(deliveryKey{}).(*delivery)
+	return dl
+}
+
+func (w *deduplicated) handle(msg *message.Message) ([]*message.Message, error) {
+	original := msg.Context()
+	defer msg.SetContext(original) // an outer Retry must not see a transaction that has ended
+
+	dl, err := w.arrive(original, msg)
+	if err != nil {
 		return nil, err
 	}
+	handle := w.handleInTx
+	if w.outside {
+		handle = w.handleOutside
+	}
+	isNew, err := handle(dl)
+	if err == nil && !isNew {
+		topic := message.SubscribeTopicFromCtx(original)
+		w.observer.Observe(original, DeduplicatedEvent{Group: dl.group, MessageID: dl.id, Topic: topic})
+		w.logger.Debug("Message was handled before", watermill.LogFields{
+			"message_uuid": msg.UUID, "topic": topic, "handler_name": message.HandlerNameFromCtx(original),
+		})
+	}
+	return nil, err
+}
+
+// arrive looks at the message, and at the middleware that it has come through.
+func (w *deduplicated) arrive(original context.Context, msg *message.Message) (*delivery, error) {
+	if err := original.Err(); err != nil {
+		if _, limited := original.Deadline(); limited { // routers do not log that a context was cancelled
+			w.toldOfDeadline.Do(func() {
+				w.logger.Error("Middleware is in the wrong order", errEnded, handlerField(original))
+			})
+		}
+		return nil, fmt.Errorf("%w: %w", errEnded, err)
+	}
+	dl := &delivery{
+		msg: msg, group: w.group, original: original, outer: deliveryFrom(original),
+		reason: msg.Metadata[poisonReason],
+	}
+	if name := message.HandlerNameFromCtx(original); name != "" {
+		dl.group += "/" + name
+	}
+	for outer := dl.outer; outer != nil; outer = outer.outer {
+		if outer.msg == msg && outer.group == dl.group {
+			return nil, fmt.Errorf("outbox: two Deduplicators around one handler record the message under %q, and the inner "+
+				"one would wait for the outer one for ever; the router's middleware is around each handler's own: leave one "+
+				"out, or give them different groups", dl.group)
+		}
+	}
+	var err error
+	if dl.id, err = w.id(msg); err != nil {
+		return nil, fmt.Errorf("outbox: id of the message: %w", err)
+	}
+	if dl.id == "" {
+		return nil, fmt.Errorf("outbox: the message has no UUID to deduplicate on; set one where it is published, or "+
+			"use outbox.WithMessageID: %w", ErrInvalidMessage)
+	}
+	return dl, nil
 }
 
 var (
 	errSeenBefore = errors.New("seen before")
 	errRollback   = errors.New("outbox: the handler asked for a rollback (outbox.SetRollback)")
+	errNacked     = errors.New("outbox: the message was nacked, so that it comes again, and counts as not handled")
+	errEnded      = errors.New("outbox: the message's context has ended before the handler began; unless the router or " +
+		"its subscriber is closing, put middleware.Timeout inside of the Deduplicator and set ResetContextOnRetry of " +
+		"middleware.Retry")
 )
 
+// poisonReason is middleware.ReasonForPoisonedKey, by which a PoisonQueue marks a message whose error it swallows. One
+// that fails for the very reason that it came with is not noticed.
+const poisonReason = "reason_poisoned"
+
+// call runs the handler. What it has done may be committed if there is no error.
+func (w *deduplicated) call(ctx context.Context, dl *delivery) ([]*message.Message, error) {
+	dl.msg.SetContext(context.WithValue(ctx, deliveryKey{}, dl))
+	produced, err := w.next(dl.msg)
+	if isClosed(dl.msg.Acked()) {
+		w.toldOfAck.Do(func() {
+			w.logger.Error("A message was acknowledged before its transaction committed, and is lost if that fails: leave out "+
+				"middleware.InstantAck, and do not call Ack in the handler", nil, handlerField(dl.original))
+		})
+	}
+	reason := dl.msg.Metadata[poisonReason]
+	poisoned := reason != dl.reason
+	if poisoned { // the next attempt must not look like a message from a poison topic
+		delete(dl.msg.Metadata, poisonReason)
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case dl.rollback.Load():
+		return nil, errRollback
+	case isClosed(dl.msg.Nacked()):
+		return nil, errNacked
+	case poisoned:
+		return nil, fmt.Errorf("outbox: middleware.PoisonQueue is inside of the Deduplicator and has swallowed the "+
+			"handler's error, so that half an effect would be recorded as handled; put it outside (the error: %s)", reason)
+	}
+	return produced, nil
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+func handlerField(ctx context.Context) watermill.LogFields {
+	return watermill.LogFields{"handler_name": message.HandlerNameFromCtx(ctx)}
+}
+
 // handleInTx marks first, which makes a concurrent redelivery wait, then runs the handler; all of it commits or none.
-func (d *Deduplicator) handleInTx(
-	original context.Context, msg *message.Message, h message.HandlerFunc, group, id string,
-) (isNew bool, err error) {
-	err = d.tx.RunInTx(original, func(ctx context.Context, tx any) error {
-		isNew, err := d.store.MarkProcessed(ctx, tx, group, id, nil)
+func (w *deduplicated) handleInTx(dl *delivery) (isNew bool, err error) {
+	err = w.tx.RunInTx(dl.original, func(ctx context.Context, tx any) error {
+		isNew, err := w.store.MarkProcessed(ctx, tx, dl.group, dl.id, nil)
 		if err != nil {
 			return err
 		}
 		if !isNew {
 			return errSeenBefore // roll back: there is nothing to commit
 		}
-		rollback := &atomic.Bool{}
-		msg.SetContext(context.WithValue(ctx, rollbackKey{}, rollback))
-		produced, err := h(msg)
+		produced, err := w.call(ctx, dl)
 		if err != nil {
 			return err
 		}
-		if rollback.Load() {
-			return errRollback
-		}
-		return d.saveProduced(ctx, original, produced)
+		return w.saveProduced(ctx, dl, produced)
 	})
 	if errors.Is(err, errSeenBefore) {
 		return false, nil
@@ -181,43 +299,39 @@ func (d *Deduplicator) handleInTx(
 	return true, err
 }
 
+// markTimeout is how long the mark of an effect elsewhere may take.
+const markTimeout = 30 * time.Second
+
 // handleOutside never marks before success: a crash then leads to a second run, not to none.
-func (d *Deduplicator) handleOutside(
-	original context.Context, msg *message.Message, h message.HandlerFunc, group, id string,
-) (isNew bool, err error) {
-	seen, err := d.store.IsProcessed(original, nil, group, id)
-	if err != nil {
+func (w *deduplicated) handleOutside(dl *delivery) (isNew bool, err error) {
+	seen, err := w.store.IsProcessed(dl.original, nil, dl.group, dl.id)
+	if err != nil || seen {
 		return false, err
 	}
-	if seen {
-		return false, nil
-	}
-	rollback := &atomic.Bool{}
-	msg.SetContext(context.WithValue(original, rollbackKey{}, rollback))
-	produced, err := h(msg)
+	produced, err := w.call(dl.original, dl)
 	if err != nil {
 		return true, err
 	}
-	if rollback.Load() {
-		return true, errRollback
-	}
-	if d.tx == nil {
+	// The effect is there. A router that closes has cancelled the message's context, which is no reason to forget it.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(dl.original), markTimeout)
+	defer cancel()
+	if w.tx == nil {
 		if len(produced) > 0 {
 			return true, fmt.Errorf("outbox: the handler returned messages, which a %T cannot save together with the mark "+
-				"(outbox.Transactor)", d.store)
+				"(outbox.Transactor)", w.store)
 		}
-		_, err := d.store.MarkProcessed(original, nil, group, id, nil)
+		_, err := w.store.MarkProcessed(ctx, nil, dl.group, dl.id, nil)
 		return true, err
 	}
-	err = d.tx.RunInTx(original, func(ctx context.Context, tx any) error {
-		isNew, err := d.store.MarkProcessed(ctx, tx, group, id, nil)
+	err = w.tx.RunInTx(ctx, func(ctx context.Context, tx any) error {
+		isNew, err := w.store.MarkProcessed(ctx, tx, dl.group, dl.id, nil)
 		if err != nil {
 			return err
 		}
 		if !isNew { // a concurrent delivery was faster, and has saved what it returned
 			return errSeenBefore
 		}
-		return d.saveProduced(ctx, original, produced)
+		return w.saveProduced(ctx, dl, produced)
 	})
 	if errors.Is(err, errSeenBefore) {
 		return true, nil
@@ -227,16 +341,16 @@ func (d *Deduplicator) handleOutside(
 
 // saveProduced writes the messages that a handler returned into the outbox, within ctx's transaction: the router would
 // publish them only after the commit, and a crash in between would lose them.
-func (d *Deduplicator) saveProduced(ctx, original context.Context, produced []*message.Message) error {
+func (w *deduplicated) saveProduced(ctx context.Context, dl *delivery, produced []*message.Message) error {
 	if len(produced) == 0 {
 		return nil
 	}
-	topic := message.PublishTopicFromCtx(original)
+	topic := message.PublishTopicFromCtx(dl.original)
 	if topic == "" {
 		return message.ErrOutputInNoPublisherHandler
 	}
-	name := message.PublisherNameFromCtx(original)
-	publisher := d.produced
+	name := message.PublisherNameFromCtx(dl.original)
+	publisher := w.produced
 	if publisher == nil {
 		if p := publisherNamed(name); p != nil {
 			publisher = p
@@ -245,23 +359,32 @@ func (d *Deduplicator) saveProduced(ctx, original context.Context, produced []*m
 	if publisher == nil {
 		return fmt.Errorf("outbox: handler %q returned messages for a %s, which would publish them after the commit and "+
 			"lose them in a crash; give router.AddHandler an *outbox.Publisher, or the Deduplicator "+
-			"outbox.WithProducedPublisher", message.HandlerNameFromCtx(original), name)
+			"outbox.WithProducedPublisher", message.HandlerNameFromCtx(dl.original), name)
 	}
 	for _, m := range produced {
 		if m == nil {
 			return fmt.Errorf("outbox: the handler returned a nil message: %w", ErrInvalidMessage)
+		}
+		if m.Metadata[correlationID] == "" && dl.msg.Metadata[correlationID] != "" {
+			w.toldOfCorrelation.Do(func() {
+				w.logger.Info("A message that the handler returned is saved without the correlation id of the one it handled: "+
+					"middleware.CorrelationID has no effect outside of the Deduplicator, put it inside", handlerField(dl.original))
+			})
 		}
 		m.SetContext(withTxOf(m.Context(), ctx))
 	}
 	if err := publisher.Publish(topic, produced...); err != nil {
 		if errors.Is(err, ErrNoTx) {
 			return fmt.Errorf("outbox: the publisher of handler %q writes to another outbox than the Deduplicator: %w",
-				message.HandlerNameFromCtx(original), err)
+				message.HandlerNameFromCtx(dl.original), err)
 		}
 		return fmt.Errorf("outbox: save the messages that the handler returned: %w", err)
 	}
 	return nil
 }
+
+// correlationID is middleware.CorrelationIDMetadataKey.
+const correlationID = "correlation_id"
 
 // withTxOf returns a context with the values of both, those of own first (a delay, a trace), and neither's
 // cancellation.
@@ -283,13 +406,11 @@ func (c mergedContext) Value(key any) any {
 	return c.tx.Value(key)
 }
 
-type rollbackKey struct{}
-
 // SetRollback, called in a handler with its message's context, rolls the transaction of the [Deduplicator] back even
 // though the handler returns no error, and has the message redelivered. It is for errors that somebody inside swallows,
 // such as the CQRS processors' AckCommandHandlingErrors. Elsewhere it does nothing.
 func SetRollback(ctx context.Context) {
-	if rollback, ok := ctx.Value(rollbackKey{}).(*atomic.Bool); ok {
-		rollback.Store(true)
+	if dl := deliveryFrom(ctx); dl != nil {
+		dl.rollback.Store(true)
 	}
 }

@@ -136,5 +136,8 @@ func (p *Processed) PurgeProcessedBefore(ctx context.Context, db any, t time.Tim
 
 // purge deletes marks from before t. The caller holds mu.
 func (db *database) purge(t time.Time) {
+	if t.IsZero() {
+		return
+	}
 	maps.DeleteFunc(db.processed, func(_ processedID, at time.Time) bool { return at.Before(t) })
 }
