@@ -15,7 +15,7 @@ import (
 // The metadata hold the moment, cut to whole seconds, and the duration it was made from. The duration counted from now
 // is exact, if the message is published right after the delay was set; the moment tells if it was not. So the result
 // is now plus the duration, within the second that the moment names.
-func availableAt(topic string, msg *message.Message, now time.Time) (time.Time, error) {
+func availableAt(topic string, msg *message.Message) (time.Time, error) {
 	metadata := msg.Metadata
 	if metadata.Get(delay.DelayedForKey) == "" && metadata.Get(delay.DelayedUntilKey) == "" {
 		var err error
@@ -23,6 +23,10 @@ func availableAt(topic string, msg *message.Message, now time.Time) (time.Time, 
 			return time.Time{}, err
 		}
 	}
+	if len(metadata) == 0 {
+		return time.Time{}, nil
+	}
+	now := time.Now()
 	var byDuration, byMoment time.Time
 	if value := metadata.Get(delay.DelayedForKey); value != "" {
 		d, err := time.ParseDuration(value)

@@ -31,6 +31,7 @@ type dispatcher struct {
 	// Claimed and not settled or released yet.
 	inFlight, inFlightBytes int
 
+	stopping     bool // nothing more is sent
 	pending      marks
 	pendingSince time.Time
 	published    int
@@ -192,23 +193,17 @@ func (d *dispatcher) returned(it *item, err error, now time.Time) {
 var errLost = errors.New("the lease was lost")
 
 // lost forgets a message whose claim is gone, and those behind it in its key with it: even if the lease is back
-// already, they must not go before the message that the store is about to give out again.
+// already, they must not go before the message that the store is about to give out again. One that the store has given
+// out again meanwhile has its turn anew.
 func (d *dispatcher) lost(it *item, now time.Time) {
 	d.outages.dropped(it, now)
-	if it.queue == nil {
-		d.release(it, now)
-		return
-	}
-	for it != nil && !it.again {
-		behind := d.leave(it)
-		d.release(it, now) // the store may have claimed it anew, or keep it for a late mark
-		it = behind
-	}
-	if it != nil {
+	if it.again && !d.stopping {
 		it.again = false
 		it.phase.Store(phaseSent)
 		d.ready.push(it)
+		return
 	}
+	d.keepInStore(it, now) // it may be claimed anew, or kept there for a late mark
 }
 
 // panicError is a panic of the broker's publisher: always the fault of the message that it was given.
@@ -282,8 +277,9 @@ func (d *dispatcher) releaseKey(it *item, now time.Time) {
 	}
 }
 
-// releaseWaiting gives back everything that is not being published.
+// releaseWaiting gives back everything that is not being published. From then on nothing is to be sent.
 func (d *dispatcher) releaseWaiting(now time.Time) {
+	d.stopping = true
 	for it := d.ready.pop(); it != nil; it = d.ready.pop() {
 		d.keepInStore(it, now)
 	}

@@ -90,14 +90,19 @@ func (f *Forwarder) Run(ctx context.Context) error {
 
 // Drain publishes what is pending and due, and returns how many messages were published: for tests, cron jobs and
 // shutdown scripts. It does not wait for messages that are delayed or failed just now; if any failed, the error tells
-// of the last. It returns [ErrNoLease] while another process relays, and stops early when ctx ends.
+// of the last. It returns [ErrNoLease] while another process relays, and stops early when
+// ctx ends, with its error, or at Close, with [ErrClosed].
 func (f *Forwarder) Drain(ctx context.Context) (int, error) {
 	r, err := f.runOnce(ctx, true)
 	if r == nil {
 		return 0, err
 	}
-	if err == nil && ctx.Err() != nil {
+	switch {
+	case err != nil || r.drained:
+	case ctx.Err() != nil:
 		err = fmt.Errorf("outbox: drain: %w", ctx.Err())
+	default: // Close has ended it
+		err = ErrClosed
 	}
 	if d := r.dispatcher; err == nil && d.failures > 0 {
 		err = fmt.Errorf("outbox: drain: %d attempts to publish failed; their messages are still in the outbox, or were "+

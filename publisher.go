@@ -174,12 +174,16 @@ func (p *Publisher) Publish(topic string, msgs ...*message.Message) error {
 			return fmt.Errorf("outbox: publish to %q: message %d of %d: %w", topic, i+1, len(msgs), err)
 		}
 	}
-	begun := time.Now()
 	ctx := msgs[0].Context()
+	_, unobserved := p.observer.(nopObserver)
+	var begun time.Time
+	if !unobserved {
+		begun = time.Now()
+	}
 	if err := p.save(ctx, bound, rows); err != nil {
 		return fmt.Errorf("outbox: publish to %q: %w", topic, err)
 	}
-	if _, nobody := p.observer.(nopObserver); !nobody {
+	if !unobserved {
 		p.observer.Observe(ctx, SavedEvent{Topic: topic, Messages: rows, Duration: time.Since(begun)})
 	}
 	return nil
@@ -238,7 +242,7 @@ func (p *Publisher) row(topic string, msg *message.Message) (Message, error) {
 	if err != nil {
 		return Message{}, fmt.Errorf("its key: %w", err)
 	}
-	due, err := availableAt(topic, msg, time.Now())
+	due, err := availableAt(topic, msg)
 	if err != nil {
 		return Message{}, fmt.Errorf("its delay: %w", errors.Join(err, ErrInvalidMessage))
 	}

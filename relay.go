@@ -18,13 +18,15 @@ const (
 	linger = 2 * time.Millisecond
 	// settleTimeout bounds one attempt to mark, and the release at the end.
 	settleTimeout = 10 * time.Second
+	// maxBatches is how many batches one grant may be for.
+	maxBatches = 4
 	// standbyPoll is the longest wait of an instance that holds no lease.
 	standbyPoll = 250 * time.Millisecond
 )
 
 // relay is one run of a Forwarder. Four kinds of goroutines, joined by channels:
 //
-//	fetcher  asks the store for what the loop allows     grants → claims    1 each
+//	fetcher  asks the store for what the loop allows     grants → claims    1, 4
 //	loop     owns the dispatcher and everything below    run's own goroutine
 //	workers  publish one message at a time               jobs → results     Concurrency each
 //	marker   tells the store what became of messages     marks → marked     unbuffered, 1
@@ -54,7 +56,7 @@ type relay struct {
 	dispatcher *dispatcher
 	started    int // workers that have not ended, those of stalled calls included
 	granted    bool
-	grantIdle  bool // nothing was in flight when the grant was given
+	full       bool // the last claim brought all that it was to
 	marking    bool
 	nextPoll   time.Time
 	lastGrant  time.Time
@@ -65,12 +67,17 @@ type relay struct {
 	drained    bool
 }
 
-type grant struct{ limit, bytes int }
+// grant is what the fetcher may claim: limit messages of bytes in size, a batch at a time, while each batch is full.
+type grant struct {
+	limit, bytes int
+	idle         bool // nothing was in flight when it was given
+}
 
+// claimed is the answer to a grant, or with last false a part of it.
 type claimed struct {
-	msgs  []Message
-	limit int
-	err   error
+	msgs             []Message
+	full, last, idle bool
+	err              error
 }
 
 type result struct {
@@ -81,7 +88,7 @@ type result struct {
 func newRelay(f *Forwarder, drain bool) *relay {
 	return &relay{
 		f: f, cfg: &f.cfg, store: f.store, drain: drain,
-		grants: make(chan grant, 1), claims: make(chan claimed, 1),
+		grants: make(chan grant, 1), claims: make(chan claimed, maxBatches),
 		jobs: make(chan *item, f.cfg.Concurrency), results: make(chan result, f.cfg.Concurrency),
 		marks: make(chan marks), marked: make(chan marks, 1), due: make(chan struct{}, 1), done: make(chan struct{}),
 		dispatcher: newDispatcher(&f.cfg, f.observe),
@@ -165,8 +172,10 @@ func (r *relay) loop(ctx context.Context, stopFetch context.CancelFunc) error {
 			r.dispatcher.releaseWaiting(time.Now())
 			deadline = time.After(r.cfg.CloseTimeout)
 		case <-deadline:
-			return fmt.Errorf("outbox: %w: %d Publish calls were still running after %v; their messages stay in the outbox",
-				ErrCloseTimeout, r.dispatcher.publishing.n, r.cfg.CloseTimeout)
+			running := r.dispatcher.publishing.n
+			return fmt.Errorf("outbox: %w: after %v, %d Publish calls were still running and %d messages could not be marked; "+
+				"all of them stay in the outbox, and are published again", ErrCloseTimeout, r.cfg.CloseTimeout, running,
+				r.dispatcher.inFlight-running)
 		}
 	}
 }
@@ -214,18 +223,23 @@ func (r *relay) dispatch(now time.Time) {
 	}
 }
 
-// grant asks the fetcher for more, if there is room and it is time.
+// grant asks the fetcher for more, if there is room and it is time: for several batches while there is a backlog, so that
+// it need not wait for the loop after each.
 func (r *relay) grant(now time.Time) {
 	if !r.mayGrant() || now.Before(r.nextPoll) {
 		return
 	}
-	limit := min(r.cfg.MaxInFlight-r.dispatcher.inFlight, r.cfg.BatchSize)
+	batches := 1
+	if r.full {
+		batches = maxBatches
+	}
+	limit := min(r.cfg.MaxInFlight-r.dispatcher.inFlight, batches*r.cfg.BatchSize)
 	if limit < min(r.cfg.BatchSize, r.cfg.MaxInFlight)/4 && now.Sub(r.lastGrant) < shortPoll {
 		r.nextPoll = r.lastGrant.Add(shortPoll) // a read for a few messages costs as much as one for many
 		return
 	}
-	r.granted, r.lastGrant, r.grantIdle = true, now, r.dispatcher.idle()
-	r.grants <- grant{limit, r.cfg.MaxInFlightBytes - r.dispatcher.inFlightBytes}
+	r.granted, r.lastGrant = true, now
+	r.grants <- grant{limit, r.cfg.MaxInFlightBytes - r.dispatcher.inFlightBytes, r.dispatcher.idle()}
 }
 
 func (r *relay) mayGrant() bool {
@@ -235,7 +249,7 @@ func (r *relay) mayGrant() bool {
 
 // take takes the answer to a grant, and decides when to ask again.
 func (r *relay) take(c claimed, now time.Time) {
-	r.granted = false
+	r.granted, r.full = !c.last, c.full
 	r.dispatcher.claimed(c.msgs, now)
 	if r.stopping {
 		r.dispatcher.releaseWaiting(now)
@@ -249,9 +263,9 @@ func (r *relay) take(c claimed, now time.Time) {
 		r.claimErr, r.pollDelay = nil, 0
 	}
 	r.f.claimedOnce(true)
-	r.drained = r.drain && r.grantIdle && len(c.msgs) == 0
+	r.drained = r.drain && c.idle && len(c.msgs) == 0
 	switch {
-	case len(c.msgs) == c.limit:
+	case r.full:
 		r.nextPoll = now
 	case len(c.msgs) > 0:
 		r.nextPoll = now.Add(shortPoll)
@@ -359,12 +373,20 @@ func (r *relay) untilNext(now time.Time) time.Duration {
 // fetch is the fetcher.
 func (r *relay) fetch() {
 	for g := range r.grants {
-		begun := time.Now()
-		msgs, err := r.store.Claim(r.fetchCtx, g.limit, g.bytes)
-		if len(msgs) > 0 && r.f.observing {
-			r.f.observe(ClaimedEvent{Messages: msgs, Duration: time.Since(begun)})
+		for last := false; !last; {
+			begun, n := time.Now(), min(g.limit, r.cfg.BatchSize)
+			msgs, err := r.store.Claim(r.fetchCtx, n, g.bytes)
+			if len(msgs) > 0 && r.f.observing {
+				r.f.observe(ClaimedEvent{Messages: msgs, Duration: time.Since(begun)})
+			}
+			g.limit -= n
+			for i := range msgs {
+				g.bytes -= msgs[i].Size()
+			}
+			last = err != nil || len(msgs) < n || g.limit <= 0 || g.bytes <= 0
+			r.claims <- claimed{msgs: msgs, full: len(msgs) == n, last: last, idle: g.idle, err: err} // there is room
+			g.idle = false
 		}
-		r.claims <- claimed{msgs: msgs, limit: g.limit, err: err}
 	}
 }
 

@@ -216,7 +216,7 @@ func (e *Engine) rowFor(r *row, now time.Time) *claim.Row {
 		if m.Retries == 0 && m.AvailableAt.After(now) {
 			return nil
 		}
-		due = e.tick() + int64(m.AvailableAt.Sub(now))
+		due = e.tick() + min(int64(m.AvailableAt.Sub(now)), math.MaxInt64/2) // Sub may be as large as an int64 can be
 	}
 	return &claim.Row{ID: r.id, Slot: r.slot, Key: m.Key, Topic: m.Topic, Due: due, Message: m}
 }

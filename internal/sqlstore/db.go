@@ -155,6 +155,9 @@ func (d *SQLDB) beginOn(ctx context.Context, conn *sql.Conn) (tx *sql.Tx, end co
 func (d *SQLDB) AsTx(tx any) (Conn, error) {
 	const takes = "it takes a *sql.Tx or what wraps one with ExecContext, QueryContext, Commit and Rollback (*sqlx.Tx, " +
 		"bun.Tx); on a *sql.DB or *sql.Conn each statement would commit by itself"
+	if t, ok := tx.(*sql.Tx); ok && t != nil { // nearly always
+		return sqlConn{t}, nil
+	}
 	t, ok := tx.(sqlTx)
 	if !ok {
 		return nil, fmt.Errorf("a %T: %w: %s", tx, outbox.ErrInvalidTx, takes)

@@ -26,7 +26,7 @@ func (e *Engine) Save(ctx context.Context, tx any, msgs ...outbox.Message) error
 	if err := ctx.Err(); err != nil {
 		return e.fail("save", err)
 	}
-	if e.dialect.TxIsGone != nil {
+	if e.dialect.TxIsGone != nil && ctx.Done() != nil {
 		ctx = context.WithoutCancel(ctx) // a statement that is interrupted may end the transaction
 	}
 	if err = e.insertAll(ctx, conn, msgs); err != nil && e.dialect.TxIsGone != nil && e.dialect.TxIsGone(ctx, conn) {

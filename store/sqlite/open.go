@@ -113,7 +113,7 @@ func beginsImmediate(ctx context.Context, db *sql.DB, timeout int) (immediate bo
 	if err != nil {
 		return false, fmt.Errorf("begin a transaction: %w", err)
 	}
-	defer tx.Rollback() //nolint:errcheck // it has done nothing
+	defer tx.Rollback() //nolint:errcheck // it has done nothing that is to stay
 	_, err = conn.ExecContext(ctx, "BEGIN IMMEDIATE")
 	switch {
 	case isBusy(err):
@@ -121,8 +121,15 @@ func beginsImmediate(ctx context.Context, db *sql.DB, timeout int) (immediate bo
 	case err != nil:
 		return false, fmt.Errorf("begin a transaction: %w", err)
 	}
-	_, err = conn.ExecContext(ctx, "ROLLBACK")
-	return false, err
+	if _, err = conn.ExecContext(ctx, "ROLLBACK"); err != nil {
+		return false, fmt.Errorf("end a transaction: %w", err)
+	}
+	// A read-only database lets any number of transactions begin. Any write tells; this one is rolled back.
+	if _, err = tx.ExecContext(ctx, "PRAGMA user_version = 0"); err != nil && !isBusy(err) {
+		return false, fmt.Errorf("the outbox needs to write: open the database without mode=ro, immutable or query_only, "+
+			"and let this process write the file and its directory: %w", err)
+	}
+	return false, nil
 }
 
 func isBusy(err error) bool {

@@ -1,0 +1,103 @@
+package outbox
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// What TestDispatcher_AgreesWithAModel has found or finds only in one of many histories.
+
+func newTestDispatcher() *dispatcher {
+	cfg := DefaultConfig()
+	return newDispatcher(&cfg, func(Event) {})
+}
+
+// publish sends the next message, which must be the one with the given id, and has its call end after d with err.
+func (d *dispatcher) publish(t *testing.T, id string, err error, after time.Duration) {
+	t.Helper()
+	it := d.next(time.Now())
+	require.NotNil(t, it)
+	require.Equal(t, id, it.msg.ID)
+	time.Sleep(after)
+	d.returned(it, err, time.Now())
+}
+
+func TestDispatcher_KeepsTheOrderOfAKey_WhenTheLeaseGoesAwayTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newTestDispatcher()
+		msgs := []Message{{ID: "1", Key: "k"}, {ID: "2", Key: "k"}}
+		d.claimed(msgs, time.Now())
+		d.claimed(msgs, time.Now()) // the lease was lost and taken again
+		for range 2 {               // and was lost again before a worker got there
+			if it := d.next(time.Now()); it != nil {
+				d.returned(it, errLost, time.Now())
+			}
+		}
+		d.claimed(msgs, time.Now())
+		d.publish(t, "1", nil, 0)
+		d.publish(t, "2", nil, 0)
+	})
+}
+
+func TestDispatcher_StopsWhenTheLeaseGoesAwayTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newTestDispatcher()
+		d.claimed([]Message{{ID: "1", Key: "k"}}, time.Now())
+		it := d.next(time.Now())
+		d.claimed([]Message{{ID: "1", Key: "k"}}, time.Now())
+		d.releaseWaiting(time.Now())
+		d.returned(it, errLost, time.Now())
+		d.marked(d.takeMarks())
+		require.True(t, d.idle(), "nobody will send it, so it must not wait")
+	})
+}
+
+func TestDispatcher_WhatWasSentBeforeAFailureProvesNothing(t *testing.T) {
+	for name, sentAfter := range map[string]bool{"sent before": false, "sent after": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var counted []bool
+				d := newTestDispatcher()
+				d.observe = func(e Event) { counted = append(counted, e.(FailedEvent).Counted) }
+				var other *item
+				send := func() {
+					d.claimed([]Message{{ID: "2"}}, time.Now())
+					other = d.next(time.Now())
+				}
+				if !sentAfter {
+					send()
+				}
+				d.claimed([]Message{{ID: "1"}}, time.Now())
+				d.publish(t, "1", errFails, time.Second)
+				time.Sleep(time.Second)
+				if sentAfter {
+					send()
+				}
+				d.returned(other, nil, time.Now())
+				d.claimed([]Message{{ID: "1"}}, time.Now())
+				d.publish(t, "1", errFails, time.Second)
+				require.Equal(t, []bool{false, sentAfter}, counted)
+			})
+		})
+	}
+}
+
+func TestDispatcher_AProbeThatWasNotSentMakesRoomForAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newTestDispatcher()
+		for range tripAfter {
+			d.claimed([]Message{{ID: "1"}}, time.Now())
+			d.publish(t, "1", errFails, 0)
+		}
+		for range 3 {
+			require.NotEmpty(t, d.outages.paused(time.Now()))
+			time.Sleep(probeInterval + 2*time.Millisecond)
+			require.Empty(t, d.outages.paused(time.Now()))
+			d.claimed([]Message{{ID: "1"}}, time.Now())
+			d.publish(t, "1", errLost, 0)
+		}
+	})
+}
