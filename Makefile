@@ -30,6 +30,14 @@ stress: ## Run the tests of root, memory and SQLite fifty times over
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (30s)
 	go test -run '^$$' -fuzz FuzzNew -fuzztime $(or $(FUZZTIME),30s) ./internal/sqlname/
+	go test -run '^$$' -fuzz FuzzEncodeHeaders -fuzztime $(or $(FUZZTIME),30s) ./internal/sqlstore/
+	go test -run '^$$' -fuzz FuzzDecodeHeaders -fuzztime $(or $(FUZZTIME),30s) ./internal/sqlstore/
+
+.PHONY: bench
+bench: ## Compare with the same work written by hand, in turns
+	go test -run '^$$' -bench 'Dispatch|Drain_OverSQLite_Against' -benchtime 10x .
+	go test -run '^$$' -bench 'Publish|Deduplicator' -benchtime 200x .
+	go test -run '^$$' -bench OfAMillion -benchtime 3x .
 
 .PHONY: quickstart
 quickstart: ## Run the example that shows everything
