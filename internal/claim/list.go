@@ -20,6 +20,7 @@ type list struct {
 	key     string
 	entries []*entry
 	claimed int
+	loaded  int // claimed ones included
 	// more is the id from which on the list must be read again, because its tail was dropped; 0 for a whole list.
 	more int64
 

@@ -153,9 +153,13 @@ func (q *Queue) insert(l *list, r Row) {
 // load gives an unclaimed entry its message, or takes it away if m is nil.
 func (q *Queue) load(e *entry, m *outbox.Message) {
 	q.idle -= e.size
+	if e.msg != nil {
+		e.list.loaded--
+	}
 	e.msg, e.size = m, 0
 	if m != nil {
 		e.size = m.Size()
+		e.list.loaded++
 	}
 	q.idle += e.size
 }
@@ -292,15 +296,13 @@ func (q *Queue) Postpone(id, due int64) {
 	}
 	q.unclaim(e)
 	e.due = due
-	for i := len(e.list.entries) - 1; ; i-- {
-		if other := e.list.entries[i]; !other.claimed {
+	l := e.list
+	for i := slices.Index(l.entries, e); i < len(l.entries) && l.loaded > l.claimed; i++ { // the rest of a long list is not loaded
+		if other := l.entries[i]; !other.claimed {
 			q.load(other, nil)
-			if other == e {
-				break
-			}
 		}
 	}
-	q.place(e.list)
+	q.place(l)
 }
 
 // Release puts a claimed message back: it may be claimed again at once.
