@@ -57,6 +57,7 @@ type relay struct {
 	started    int // workers that have not ended, those of stalled calls included
 	granted    bool
 	full       bool // the last claim brought all that it was to
+	again      bool // something has come up since the grant, which its claim may not have seen
 	marking    bool
 	nextPoll   time.Time
 	lastGrant  time.Time
@@ -276,6 +277,10 @@ func (r *relay) take(c claimed, now time.Time) {
 		r.pollDelay = min(max(2*r.pollDelay, shortPoll), r.cfg.PollInterval)
 		r.nextPoll = now.Add(r.pollDelay)
 	}
+	if r.again && c.last {
+		r.again = false
+		r.pollWithin(shortPoll)
+	}
 }
 
 func (r *relay) claimFailed(err error, now time.Time) {
@@ -295,6 +300,7 @@ func (r *relay) claimFailed(err error, now time.Time) {
 }
 
 func (r *relay) pollWithin(d time.Duration) {
+	r.again = r.again || r.granted
 	if at := time.Now().Add(d); r.claimErr == nil && at.Before(r.nextPoll) {
 		r.nextPoll = at
 	}
