@@ -12,6 +12,7 @@ const (
 	unloaded               // in Queue.unloaded
 	isWaiting              // in Queue.waiting
 	parked                 // in Queue.parked, under the topic in parkedAt
+	isFrozen               // in Queue.frozenLists
 )
 
 // list holds the messages of one key that are known and not done, ascending by id.
@@ -44,6 +45,8 @@ func (q *Queue) place(l *list) {
 		if l.more == 0 {
 			q.spareList(l)
 		}
+	case q.isFrozen(l.slot):
+		q.put(l, isFrozen, &q.frozenLists)
 	case l.entries[0].due > q.waiting.now:
 		q.unplace(l)
 		l.where, l.due = isWaiting, l.entries[0].due
@@ -55,6 +58,11 @@ func (q *Queue) place(l *list) {
 	default:
 		q.put(l, ready, &q.ready)
 	}
+}
+
+func (q *Queue) isFrozen(slot int) bool {
+	_, frozen := q.frozen[slot]
+	return frozen
 }
 
 // put moves l to the end of f, unless it is in it.
@@ -72,7 +80,7 @@ func (q *Queue) unplace(l *list) {
 	case nowhere:
 	case isWaiting:
 		heap.Remove(&q.waiting, l.at)
-	case ready, unloaded, parked:
+	case ready, unloaded, parked, isFrozen:
 		l.parkedAt.remove(l)
 	}
 	l.where, l.parkedAt = nowhere, nil

@@ -34,6 +34,10 @@ type Queue struct {
 	waiting  dueHeap
 	parked   map[string]*fifo // by paused topic
 
+	frozen      map[int]struct{} // slots that nothing is claimed of
+	frozenLists fifo
+	claimedOf   map[int]int // by slot
+
 	truncated map[*list]struct{}
 	evicted   eviction
 	// patience is how many more rows come in before room is looked for again, after none was found.
@@ -72,6 +76,7 @@ func New(perKey, capacity, idleBytes int) *Queue {
 	return &Queue{
 		perKey: perKey, capacity: capacity, idleLimit: idleBytes,
 		entries: map[int64]*entry{}, lists: map[listID]*list{},
+		frozen: map[int]struct{}{}, claimedOf: map[int]int{},
 		parked: map[string]*fifo{}, truncated: map[*list]struct{}{}, settled: map[int64]struct{}{}, evicted: newEviction(),
 	}
 }
@@ -189,6 +194,7 @@ func (q *Queue) Claim(now int64, limit, maxBytes int) []*outbox.Message {
 			e.claimed = true
 			l.claimed++
 			q.claimed++
+			q.claimedOf[l.slot]++
 			claimed = append(claimed, e.msg)
 		}
 		if l.claimed == 0 {
@@ -323,6 +329,7 @@ func (q *Queue) unclaim(e *entry) {
 	e.claimed = false
 	e.list.claimed--
 	q.claimed--
+	q.claimedOf[e.list.slot]--
 }
 
 // remove takes an entry that is not claimed out of the queue.
@@ -352,6 +359,7 @@ func (q *Queue) DropSlot(slot int) []*outbox.Message {
 		if e.claimed {
 			claimed = append(claimed, e.msg)
 			q.claimed--
+			q.claimedOf[slot]--
 		} else {
 			q.load(e, nil)
 		}
@@ -370,6 +378,29 @@ func (q *Queue) DropSlot(slot int) []*outbox.Message {
 	return claimed
 }
 
+// Freeze replaces the set of slots that nothing more is claimed of: those to be given back.
+func (q *Queue) Freeze(slots []int) {
+	clear(q.frozen)
+	for _, slot := range slots {
+		q.frozen[slot] = struct{}{}
+	}
+	q.replace(&q.frozenLists, &q.ready, &q.unloaded)
+}
+
+// ClaimedOf returns the number of claimed messages of a slot.
+func (q *Queue) ClaimedOf(slot int) int { return q.claimedOf[slot] }
+
+// replace puts all lists of some collections where they belong.
+func (q *Queue) replace(collections ...*fifo) {
+	for _, f := range collections {
+		for l := f.head; l != nil; {
+			next := l.next
+			q.place(l)
+			l = next
+		}
+	}
+}
+
 // Pause replaces the set of topics whose messages are left out.
 func (q *Queue) Pause(topics []string) {
 	for topic, lists := range q.parked {
@@ -385,13 +416,7 @@ func (q *Queue) Pause(topics []string) {
 			q.parked[topic] = &fifo{}
 		}
 	}
-	for _, f := range []*fifo{&q.ready, &q.unloaded} {
-		for l := f.head; l != nil; {
-			next := l.next
-			q.place(l)
-			l = next
-		}
-	}
+	q.replace(&q.ready, &q.unloaded)
 }
 
 func (q *Queue) isPaused(topic string) bool { return len(q.parked) > 0 && q.parked[topic] != nil }

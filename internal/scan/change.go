@@ -20,8 +20,13 @@ func (r *Reader) Acquired(slots ...int) {
 // Admits tells whether a row that a fetch has shown may enter, given through what id CatchUp was read: not one of a slot
 // whose earlier rows are yet to be read.
 func (f *Fetch) Admits(slot int, id, caughtUp int64) bool {
+	return !f.CatchesUp(slot) || id <= caughtUp || caughtUp >= f.CatchUp.To
+}
+
+// CatchesUp tells whether the slot is one of those that CatchUp is read for.
+func (f *Fetch) CatchesUp(slot int) bool {
 	_, catching := f.r.catching[slot]
-	return !catching || id <= caughtUp || caughtUp >= f.CatchUp.To
+	return catching
 }
 
 // Back has the ids above id read again.
@@ -49,7 +54,7 @@ func (r *Reader) Restarted() {
 }
 
 // Reset has everything read again: ids may have been given to other messages.
-func (r *Reader) Reset() { *r = Reader{} }
+func (r *Reader) Reset() { *r = Reader{InOrder: r.InOrder} }
 
 // Cursor returns the id up to which everything was read, or is waited for.
 func (r *Reader) Cursor() int64 { return r.cursor }

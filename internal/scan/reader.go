@@ -34,6 +34,9 @@ type Holder struct {
 
 // Reader is how far an instance has read. It is not safe for concurrent use.
 type Reader struct {
+	// InOrder is for a database with one writer at a time: nothing comes late.
+	InOrder bool
+
 	cursor int64
 	spans  []*span // ascending
 
@@ -174,7 +177,7 @@ func (r *Reader) advance(f *Fetch, seen []int64) {
 	if seen = seen[at:]; len(seen) == 0 {
 		return
 	}
-	if unseen := above(gaps(r.cursor, seen), r.settled); len(unseen) > 0 {
+	if unseen := above(gaps(r.cursor, seen), r.settled); len(unseen) > 0 && !r.InOrder {
 		r.spans = append(r.spans, &span{unseen: unseen, waits: maps.Clone(f.list), again: true})
 	}
 	r.cursor = seen[len(seen)-1]

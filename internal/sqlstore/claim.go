@@ -3,9 +3,7 @@ package sqlstore
 import (
 	"context"
 	"errors"
-	"math"
 	"strconv"
-	"time"
 
 	"github.com/watermill-outbox/outbox"
 	"github.com/watermill-outbox/outbox/internal/claim"
@@ -16,8 +14,6 @@ const (
 	minRead = 64
 	// maxReads bounds the reads of one Claim that has found something to claim.
 	maxReads = 4
-	// refillRows is how many rows are read at once for lists that lost their tails.
-	refillRows = 5000
 )
 
 // Claim implements outbox.LeasedStore.
@@ -82,10 +78,9 @@ func (e *Engine) CheckSchema(ctx context.Context) error {
 // caller holds claimMu.
 func (e *Engine) fill(ctx context.Context, n, maxBytes int) (more bool, err error) {
 	e.mu.Lock()
-	now := e.tick()
-	wanted := e.queue.Wanted(now, n)
-	if from, wanted := e.queue.Reread(); wanted {
-		e.cursor = min(e.cursor, from-1)
+	wanted := e.queue.Wanted(e.tick(), n)
+	if from, again := e.queue.Reread(); again {
+		e.reader.Back(from - 1)
 	}
 	refillFrom, refill := e.queue.Refill()
 	full := (len(wanted) > 0 && e.queue.Sated()) || e.queue.Full()
@@ -104,188 +99,19 @@ func (e *Engine) fill(ctx context.Context, n, maxBytes int) (more bool, err erro
 		}
 		more = true
 	}
-	if full {
-		return more, nil
+	if !full {
+		due, err := e.readDue(ctx, n, maxBytes)
+		if err != nil {
+			return false, e.fail("read delayed messages", err)
+		}
+		more = more || due
 	}
-	moreDue, err := e.readDue(ctx, n, maxBytes)
-	if err != nil {
-		return false, e.fail("read delayed messages", err)
-	}
-	read, err := e.readOn(ctx, n, maxBytes)
+	// Last, since it brings what has come late: nothing that was read before it may go without that.
+	read, err := e.readOn(ctx, n, maxBytes, !full)
 	if err != nil {
 		return false, e.fail("read messages", err)
 	}
-	return more || moreDue || read, nil
-}
-
-// readOn reads the rows behind the cursor.
-func (e *Engine) readOn(ctx context.Context, n, maxBytes int) (more bool, err error) {
-	count, last, cut := 0, e.cursor, false
-	now := e.passedNow()
-	err = e.read(ctx, "read", []any{e.cursor, int64(math.MaxInt64), n}, maxBytes, &cut, func(r *row) *claim.Row {
-		count, last = count+1, r.id
-		return e.rowFor(r, now)
-	})
-	if err != nil {
-		return false, err
-	}
-	e.cursor = last
-	return cut || count == n, nil
-}
-
-// passedNow is by what a read by id tells whether a row is delayed or due: a time that readDue has not passed, or nobody
-// would read the row again.
-func (e *Engine) passedNow() time.Time {
-	if now := e.databaseNow(); now.After(e.due.at) {
-		return now
-	}
-	return e.due.at
-}
-
-// readDue reads delayed messages, among those that the cursor has passed, whose time has come.
-func (e *Engine) readDue(ctx context.Context, n, maxBytes int) (more bool, err error) {
-	now := e.databaseNow()
-	if now.Before(e.due.at) { // the clock was set back: what has been read since is known or done
-		e.due = dueCursor{at: now}
-	}
-	count, last, cut := 0, e.due, false
-	toColumn := e.dialect.Time.ToColumn
-	args := []any{toColumn(e.due.at), e.due.id, toColumn(now), e.cursor, n}
-	err = e.read(ctx, "read_due", args, maxBytes, &cut, func(r *row) *claim.Row {
-		at, err := e.timeFrom(r.due)
-		if err != nil {
-			at = last.at // a damaged time, which sorts as it does; the message will tell
-		}
-		count, last = count+1, dueCursor{at: at, id: r.id}
-		return e.rowFor(r, time.Time{})
-	})
-	if err != nil {
-		return false, err
-	}
-	more = count == n || cut
-	if !more {
-		last = dueCursor{at: now.Truncate(time.Millisecond), id: math.MaxInt64}
-	}
-	e.due = last
-	return more, nil
-}
-
-// read runs a read statement and adds its rows to the queue, all of them under one BeginRead. It stops, with *cut true,
-// behind the row that exceeds maxBytes. take returns nil for a row that is not to enter.
-func (e *Engine) read(
-	ctx context.Context, query string, args []any, maxBytes int, cut *bool, take func(*row) *claim.Row,
-) error {
-	e.mu.Lock()
-	e.queue.BeginRead()
-	e.mu.Unlock()
-	rows, bytes := e.rows[:0], 0
-	err := e.db.Query(ctx, e.sql[query], args, func(s Scanner) (bool, error) {
-		r := &row{}
-		if err := r.scan(s); err != nil {
-			return false, err
-		}
-		bytes += r.size()
-		if taken := take(r); taken != nil {
-			rows = append(rows, *taken)
-		}
-		*cut = bytes > maxBytes
-		return !*cut, nil
-	})
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	defer e.queue.EndRead()
-	if err != nil {
-		return err
-	}
-	for _, r := range rows {
-		if _, held := e.leases[r.Slot]; held {
-			e.queue.Add(r)
-		}
-	}
-	clear(rows)
-	e.rows = rows
-	return nil
-}
-
-// rowFor returns what the queue needs of a row, or nil for one that is delayed beyond now and was not tried yet: it
-// enters when it is due. One that was tried enters as it is, and waits at the front of its key.
-func (e *Engine) rowFor(r *row, now time.Time) *claim.Row {
-	m := e.message(r, outbox.StatusProcessing)
-	due := int64(0)
-	if !m.AvailableAt.IsZero() && !now.IsZero() {
-		if m.Retries == 0 && m.AvailableAt.After(now) {
-			return nil
-		}
-		due = e.tick() + min(int64(m.AvailableAt.Sub(now)), math.MaxInt64/2) // Sub may be as large as an int64 can be
-	}
-	return &claim.Row{ID: r.id, Slot: r.slot, Key: m.Key, Topic: m.Topic, Due: due, Message: m}
-}
-
-// load reads messages by id whose payload is not in memory, as far as maxBytes goes.
-func (e *Engine) load(ctx context.Context, ids []int64, maxBytes int) error {
-	found := make(map[int64]*outbox.Message, len(ids))
-	bytes := 0
-	err := e.db.Query(ctx, e.sql["read_ids"], []any{jsonIDs(ids)}, func(s Scanner) (bool, error) {
-		r := &row{}
-		if err := r.scan(s); err != nil {
-			return false, err
-		}
-		bytes += r.size()
-		found[r.id] = e.message(r, outbox.StatusProcessing)
-		return bytes <= maxBytes, nil
-	})
-	if err != nil {
-		return err
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, id := range ids {
-		if m := found[id]; m != nil {
-			e.queue.Load(id, m)
-		} else if bytes <= maxBytes { // otherwise it was not looked for
-			e.queue.Gone(id)
-		}
-	}
-	return nil
-}
-
-// refill reads on behind keys that were too long to be kept in memory whole.
-func (e *Engine) refill(ctx context.Context, from int64) error {
-	e.mu.Lock()
-	e.queue.BeginRead()
-	e.mu.Unlock()
-	var rows []claim.Row
-	count, now, through := 0, e.passedNow(), e.cursor
-	args := []any{from - 1, e.cursor, refillRows}
-	err := e.db.Query(ctx, e.sql["read"], args, func(s Scanner) (bool, error) {
-		r := &row{}
-		if err := r.scan(s); err != nil {
-			return false, err
-		}
-		if taken := e.rowFor(r, now); taken != nil {
-			taken.Message = nil // the queue asks for those it needs
-			rows = append(rows, *taken)
-		}
-		if count++; count == refillRows {
-			through = r.id
-		}
-		return true, nil
-	})
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	defer e.queue.EndRead()
-	if err != nil {
-		return err
-	}
-	e.queue.AddRefill(rows, from, through, through == e.cursor)
-	return nil
-}
-
-// databaseNow is the database's time, going by what it was when slots were last taken or renewed.
-func (e *Engine) databaseNow() time.Time {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return time.Now().Add(e.clockDiff)
+	return more || read, nil
 }
 
 func messageID(m *outbox.Message) int64 {

@@ -36,6 +36,8 @@ type DB interface {
 	Conn
 	// Begin begins a transaction that a cancelled ctx does not end.
 	Begin(ctx context.Context) (Tx, error)
+	// Snapshot calls fn with a Conn whose statements all see the same, where anything can come late.
+	Snapshot(ctx context.Context, fn func(Conn) error) error
 	// AsTx returns a user's transaction as a Conn, or an error that wraps outbox.ErrInvalidTx.
 	AsTx(tx any) (Conn, error)
 	// IsHandle tells whether v is the handle that this DB was made from.
@@ -44,7 +46,7 @@ type DB interface {
 	Close() error
 }
 
-// SQLDB is a DB over database/sql. It prepares each statement of the engine's own once.
+// SQLDB is a DB over database/sql. Embedded, it prepares each statement of the engine's own once.
 type SQLDB struct {
 	db       *sql.DB
 	embedded bool
@@ -82,6 +84,9 @@ func (d *SQLDB) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
 
 // Exec implements Conn.
 func (d *SQLDB) Exec(ctx context.Context, query string, args ...any) (int64, error) {
+	if !d.embedded { // what is prepared is bound to a connection, which a pooler may share out
+		return sqlConn{d.db}.Exec(ctx, query, args...)
+	}
 	stmt, err := d.stmt(ctx, query) //nolint:sqlclosecheck // it is kept for the next call
 	if err != nil {
 		return 0, err
@@ -91,6 +96,9 @@ func (d *SQLDB) Exec(ctx context.Context, query string, args ...any) (int64, err
 
 // Query implements Conn.
 func (d *SQLDB) Query(ctx context.Context, query string, args []any, each func(Scanner) (bool, error)) error {
+	if !d.embedded {
+		return sqlConn{d.db}.Query(ctx, query, args, each)
+	}
 	stmt, err := d.stmt(ctx, query) //nolint:sqlclosecheck // it is kept for the next call
 	if err != nil {
 		return err
@@ -100,6 +108,21 @@ func (d *SQLDB) Query(ctx context.Context, query string, args []any, each func(S
 		return err
 	}
 	return eachRow(rows, each)
+}
+
+// Snapshot implements DB.
+func (d *SQLDB) Snapshot(ctx context.Context, fn func(Conn) error) error {
+	if d.embedded { // there is one writer, so nothing comes late
+		return fn(d)
+	}
+	tx, err := d.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	if err := fn(sqlConn{tx}); err != nil {
+		return errors.Join(err, tx.Rollback())
+	}
+	return tx.Commit()
 }
 
 // Close implements DB.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,6 +32,17 @@ type Dialect struct {
 	TxIsGone func(ctx context.Context, tx Conn) bool
 	// Time converts times.
 	Time Times
+	// Batch turns columns, each a []int64, []string or [][]byte and all of one length, into the arguments of a statement that is
+	// run once for all their rows.
+	Batch func(columns ...any) []any
+	// Late is set where ids are taken before the commit, so that lower ones may appear later. Such a dialect has the
+	// statements of lateNames, too.
+	Late bool
+	// Arrays is set where Batch makes an argument of each column, and an INSERT of many rows takes them.
+	Arrays bool
+	// Slots is set where there is more than one: then reads take the slots of this instance as their last argument, and
+	// give no payload of others.
+	Slots bool
 }
 
 // Times converts between Go's times and the dialect's columns.
@@ -58,7 +70,7 @@ func Millis() Times {
 // queryNames are the statements that every dialect has.
 var queryNames = []string{
 	"check", "insert", "read", "read_ids", "read_due", "sweep",
-	"slots_free", "slots_take", "slots_renew", "slots_give",
+	"slots_list", "slots_take", "slots_renew", "slots_give", "slots_leave",
 	"delete", "archive", "retry",
 	"archive_purge", "failed_list", "failed_count", "failed_requeue", "failed_delete", "stats", "stats_topics",
 	"processed_get", "processed_mark", "processed_purge",
@@ -67,9 +79,24 @@ var queryNames = []string{
 // queries are a dialect's statements with the table names put in, by name.
 type queries map[string]string
 
+// lateNames are those of a dialect with Late, slotNames with Slots, arrayNames with Arrays.
+var (
+	lateNames  = []string{"read_runs", "holders"}
+	slotNames  = []string{"relay_beat", "relay_leave", "relays_live"}
+	arrayNames = []string{"insert_many"}
+)
+
 func (d *Dialect) render(names sqlname.Names) (queries, error) {
-	q := queries{}
-	for _, name := range queryNames {
+	q, files := queries{}, slices.Clone(queryNames)
+	for _, more := range []struct {
+		has   bool
+		names []string
+	}{{d.Late, lateNames}, {d.Slots, slotNames}, {d.Arrays, arrayNames}} {
+		if more.has {
+			files = append(files, more.names...)
+		}
+	}
+	for _, name := range files {
 		text, err := fs.ReadFile(d.Queries, name+".sql")
 		if err != nil {
 			return nil, fmt.Errorf("outbox: dialect %s: %w", d.Name, err)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/watermill-outbox/outbox"
 	"github.com/watermill-outbox/outbox/internal/claim"
+	"github.com/watermill-outbox/outbox/internal/scan"
 	"github.com/watermill-outbox/outbox/internal/sqlname"
 )
 
@@ -34,6 +35,8 @@ const (
 	maxKnown = 250_000
 	// maxIdleBytes bounds the payloads that were read and not claimed yet.
 	maxIdleBytes = 16 << 20
+	// surplusPoll is how soon slots are looked at again that are to be given back when their messages are done.
+	surplusPoll = 50 * time.Millisecond
 	// beginTimeout is how long RunInTx waits for a transaction to begin.
 	beginTimeout = 30 * time.Second
 )
@@ -55,13 +58,14 @@ type Engine struct {
 
 	claimMu sync.Mutex
 	// All of these are claimMu's.
-	checked   bool      // the schema was found whole
-	owning    bool      // the database may name this instance as an owner
-	cursor    int64     // all rows up to it have been read
-	due       dueCursor // all delayed rows up to it have been read
-	swept     int64     // the sweep under way has looked at all rows up to it
-	nextSweep time.Time
-	rows      []claim.Row // what a read has shown, empty in between
+	checked     bool      // the schema was found whole
+	owning      bool      // the database may name this instance as an owner
+	present     bool      // and as one that is there
+	nextBalance time.Time // when to look again who has which slots
+	reader      scan.Reader
+	due         dueCursor // all delayed rows up to it have been read
+	swept       int64     // the sweep under way has looked at all rows up to it
+	nextSweep   time.Time
 
 	mu sync.Mutex
 	// All of these are mu's.
@@ -105,6 +109,7 @@ func New(self outbox.Store, db DB, dialect Dialect, opts Options) (*Engine, erro
 	e := &Engine{
 		self: self, db: db, dialect: dialect, names: names, sql: q, ttl: opts.LeaseTTL, owner: instanceName(),
 		tell: func(outbox.Event) {}, begun: time.Now(), sweepInterval: opts.SweepInterval,
+		reader: scan.Reader{InOrder: !dialect.Late},
 	}
 	e.forget()
 	return e, nil
@@ -115,7 +120,8 @@ func (e *Engine) forget() {
 	e.queue = claim.New(perKey, maxKnown, maxIdleBytes)
 	e.orphans = map[int64]*outbox.Message{}
 	e.leases = map[int]time.Time{}
-	e.cursor, e.due, e.swept = 0, dueCursor{}, 0
+	e.reader.Reset()
+	e.due, e.swept = dueCursor{}, 0
 }
 
 // instanceName is unique per Engine; host and pid are for people who look into the table.

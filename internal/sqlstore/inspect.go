@@ -51,10 +51,10 @@ func (e *Engine) ListFailed(ctx context.Context, afterID string, limit int) ([]o
 			return false, err
 		}
 		lastError := r.msg.LastError
-		m := e.message(r, outbox.StatusFailed)
-		m.LastError = lastError // what it was set aside for, even if the row is damaged
-		m.ProcessedAt, err = e.timeFrom(processed)
-		page = append(page, *m)
+		e.complete(r, outbox.StatusFailed)
+		r.msg.LastError = lastError // what it was set aside for, even if the row is damaged
+		r.msg.ProcessedAt, err = e.timeFrom(processed)
+		page = append(page, r.msg)
 		return true, err
 	})
 	return page, e.fail("list failed messages", err)
@@ -86,7 +86,7 @@ func (e *Engine) takeFailed(ctx context.Context, ids []string, queries ...string
 	}
 	err = e.inTx(ctx, func(tx Conn) error {
 		for _, query := range queries {
-			if n, err = tx.Exec(ctx, e.sql[query], jsonIDs(numbers)); err != nil {
+			if n, err = tx.Exec(ctx, e.sql[query], e.dialect.Batch(numbers)...); err != nil {
 				return err
 			}
 		}
@@ -138,7 +138,8 @@ func (e *Engine) Pending(ctx context.Context, tx any, limit int) ([]outbox.Messa
 		if err := r.scan(s); err != nil {
 			return false, err
 		}
-		msgs = append(msgs, *e.message(r, outbox.StatusPending))
+		e.complete(r, outbox.StatusPending)
+		msgs = append(msgs, r.msg)
 		return true, nil
 	})
 	return msgs, e.fail("read messages", err)

@@ -4,73 +4,52 @@ import (
 	"encoding/json"
 	"strconv"
 	"unicode/utf8"
-
-	"github.com/watermill-outbox/outbox"
 )
 
-// The statements that settle take the messages they are for as one JSON argument. It is written by hand: there is one
-// for each message, and encoding/json would take longer than the statement.
-
-// jsonObject is {"id": "uuid", ...}.
-type jsonObject []byte
-
-func (o jsonObject) with(m *outbox.Message) jsonObject {
-	if o == nil {
-		o = append(o, '{')
-	} else {
-		o = append(o, ',')
+// JSONBatch is a Dialect's Batch for databases without arrays: one argument, [id, ...] for a single column,
+// {"id": "text", ...} for an integer and a text one, and [[id, ...], ...] for more. It is written by hand: there is a row
+// for each message that is marked, and encoding/json would take longer than the statement.
+func JSONBatch(columns ...any) []any {
+	ids := columns[0].([]int64) //nolint:forcetypeassert // the engine's statements all have an id first
+	begin, end := byte('['), byte(']')
+	if len(columns) == 2 {
+		begin, end = '{', '}'
 	}
-	o = append(append(append(o, '"'), m.ID...), `":`...)
-	return appendUUID(o, m.UUID)
-}
-
-func (o jsonObject) text() string {
-	if o == nil {
-		return ""
-	}
-	return string(append(o, '}'))
-}
-
-// jsonArray is [[id, "uuid", ...], ...].
-type jsonArray []byte
-
-// with adds the id and UUID of m, and what else the statement wants: int64s and strings.
-func (a jsonArray) with(m *outbox.Message, columns ...any) jsonArray {
-	if a == nil {
-		a = append(a, '[')
-	} else {
-		a = append(a, ',')
-	}
-	a = append(append(append(a, '['), m.ID...), ',')
-	a = appendUUID(a, m.UUID)
-	for _, column := range columns {
-		a = append(a, ',')
-		switch v := column.(type) {
-		case int64:
-			a = strconv.AppendInt(a, v, 10)
-		case string:
-			a = appendJSON(a, v)
+	b := append(make([]byte, 0, 64*len(ids)), begin)
+	for i, id := range ids {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		switch len(columns) {
+		case 1:
+			b = strconv.AppendInt(b, id, 10)
+		case 2:
+			b = append(strconv.AppendInt(append(b, '"'), id, 10), `":`...)
+			b = appendJSON(b, columns[1].([]string)[i]) //nolint:forcetypeassert // see above
+		default:
+			b = append(b, '[')
+			for k, column := range columns {
+				if k > 0 {
+					b = append(b, ',')
+				}
+				switch values := column.(type) {
+				case []int64:
+					b = strconv.AppendInt(b, values[i], 10)
+				case []string:
+					b = appendJSON(b, values[i])
+				}
+			}
+			b = append(b, ']')
 		}
 	}
-	return append(a, ']')
+	return []any{string(append(b, end))}
 }
 
-func (a jsonArray) text() string {
-	if a == nil {
-		return ""
-	}
-	return string(append(a, ']'))
-}
-
-// appendUUID appends null for a uuid that JSON cannot hold: one that was inserted by hand.
-func appendUUID(b []byte, uuid string) []byte {
-	if !utf8.ValidString(uuid) {
+// appendJSON appends null for what JSON cannot hold: the uuid of a row that was inserted by hand.
+func appendJSON(b []byte, s string) []byte {
+	if !utf8.ValidString(s) {
 		return append(b, "null"...)
 	}
-	return appendJSON(b, uuid)
-}
-
-func appendJSON(b []byte, s string) []byte {
 	if isPlain(s) {
 		return append(append(append(b, '"'), s...), '"')
 	}
@@ -79,16 +58,4 @@ func appendJSON(b []byte, s string) []byte {
 		panic(err) // a string always can be
 	}
 	return append(b, quoted...)
-}
-
-// jsonIDs is [id, ...].
-func jsonIDs(ids []int64) string {
-	b := []byte{'['}
-	for i, id := range ids {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = strconv.AppendInt(b, id, 10)
-	}
-	return string(append(b, ']'))
 }

@@ -25,58 +25,135 @@ func (e *Engine) lead(ctx context.Context) error {
 	switch {
 	case closed:
 		return outbox.ErrClosed
-	case held > 0:
-		return nil
-	}
-	gained, err := e.take(ctx)
-	if err != nil {
-		return err
-	}
-	if len(gained) == 0 {
-		return outbox.ErrNoLease
+	case held == 0 || !time.Now().Before(e.nextBalance):
+		gained, err := e.balance(ctx, held)
+		if err != nil {
+			return err
+		}
+		if held+len(gained) == 0 {
+			return outbox.ErrNoLease
+		}
 	}
 	return nil
 }
 
-// take takes what slots are free. It looks before it writes: an instance that stands by must not disturb.
-func (e *Engine) take(ctx context.Context) ([]int, error) {
-	free, all := 0, 0
-	err := e.db.Query(ctx, e.sql["slots_free"], []any{e.owner}, func(s Scanner) (bool, error) {
-		return true, s.Scan(&free, &all)
-	})
-	switch {
-	case err != nil:
+// balance takes slots that are free, up to a fair share, and gives back what is above it.
+func (e *Engine) balance(ctx context.Context, held int) (gained []int, err error) {
+	live, err := e.liveRelays(ctx)
+	if err != nil {
+		return nil, e.fail("count relay instances", err)
+	}
+	slots, err := e.listSlots(ctx)
+	if err != nil {
 		return nil, e.fail("look for free slots", err)
-	case all == 0:
+	}
+	if len(slots) == 0 {
 		return nil, fmt.Errorf("%s: the table %s is empty, so nobody can relay: insert its rows again, as the migration does",
 			e.dialect.Name, e.names.Table("outbox_slots"))
-	case free == 0:
+	}
+	e.nextBalance = time.Now().Add(e.ttl / 3)
+	take, surplus := share(slots, e.owner, live)
+	if err := e.giveSurplus(ctx, surplus); err != nil {
+		return nil, e.fail("give slots back", err)
+	}
+	if len(take) == 0 {
 		return nil, nil
 	}
 	asked := time.Now()
 	e.owning = true
-	gained, err := e.slots(ctx, "slots_take")
-	if err != nil {
+	if gained, err = e.slots(ctx, "slots_take", e.dialect.Batch(take)...); err != nil {
 		return nil, e.fail("take slots", err)
+	}
+	e.gain(gained, asked, held == 0)
+	return gained, nil
+}
+
+// gain notes slots that the database has given to this instance.
+func (e *Engine) gain(gained []int, asked time.Time, first bool) {
+	if len(gained) == 0 {
+		return
 	}
 	e.mu.Lock()
 	for _, slot := range gained {
 		e.leases[slot] = e.localEnd(asked)
 	}
 	e.startBeat()
-	if len(gained) > 0 {
-		e.events = append(e.events, outbox.LeaseGainedEvent{Slots: gained})
+	e.events = append(e.events, outbox.LeaseGainedEvent{Slots: gained})
+	e.mu.Unlock()
+	if first {
+		e.reader.Reset()
+	} else {
+		e.reader.Acquired(gained...)
+	}
+	e.due = dueCursor{} // rows of these slots may be anywhere; what is known already is not taken in twice
+}
+
+// giveSurplus gives slots back as soon as nothing of them is claimed. Until then no more of them is.
+func (e *Engine) giveSurplus(ctx context.Context, surplus []int) error {
+	e.mu.Lock()
+	e.queue.Freeze(surplus)
+	var given []int
+	for _, slot := range surplus {
+		if e.queue.ClaimedOf(slot) == 0 {
+			given = append(given, slot)
+			e.drop(slot)
+		}
+	}
+	if len(given) > 0 {
+		e.events = append(e.events, outbox.LeaseLostEvent{Slots: given})
+	}
+	if len(given) < len(surplus) {
+		e.nextBalance = time.Now().Add(surplusPoll)
 	}
 	e.mu.Unlock()
-	// Rows of these slots may be anywhere below the cursor, and what is known already is not taken in twice.
-	e.cursor, e.due = 0, dueCursor{}
-	return gained, nil
+	if len(given) == 0 {
+		return nil
+	}
+	_, err := e.db.Exec(ctx, e.sql["slots_give"], append([]any{e.owner}, e.dialect.Batch(numbers(given))...)...)
+	return err
+}
+
+// liveRelays returns how many instances there are to share the slots with, this one included.
+func (e *Engine) liveRelays(ctx context.Context) (live int, err error) {
+	if !e.dialect.Slots {
+		return 1, nil
+	}
+	if !e.present {
+		if err := e.beat(ctx); err != nil {
+			return 0, err
+		}
+		e.present = true
+		e.mu.Lock()
+		e.startBeat()
+		e.mu.Unlock()
+	}
+	err = e.db.Query(ctx, e.sql["relays_live"], nil, func(s Scanner) (bool, error) { return true, s.Scan(&live) })
+	return max(live, 1), err
+}
+
+// beat tells the other instances that this one is there.
+func (e *Engine) beat(ctx context.Context) error {
+	_, err := e.db.Exec(ctx, e.sql["relay_beat"], e.owner, e.ttl.Milliseconds())
+	return err
+}
+
+func (e *Engine) listSlots(ctx context.Context) (slots []slotState, err error) {
+	err = e.db.Query(ctx, e.sql["slots_list"], nil, func(s Scanner) (bool, error) {
+		var slot slotState
+		err := s.Scan(&slot.number, &slot.owner, &slot.expired)
+		e.mu.Lock()
+		_, slot.held = e.leases[slot.number]
+		e.mu.Unlock()
+		slots = append(slots, slot)
+		return true, err
+	})
+	return slots, err
 }
 
 // slots runs slots_take or slots_renew, and notes what the database's clock says.
-func (e *Engine) slots(ctx context.Context, query string) ([]int, error) {
+func (e *Engine) slots(ctx context.Context, query string, args ...any) ([]int, error) {
 	var slots []int
-	err := e.db.Query(ctx, e.sql[query], []any{e.owner, e.ttl.Milliseconds()}, func(s Scanner) (bool, error) {
+	err := e.db.Query(ctx, e.sql[query], append([]any{e.owner, e.ttl.Milliseconds()}, args...), func(s Scanner) (bool, error) {
 		var slot int
 		var now any
 		if err := s.Scan(&slot, &now); err != nil {
@@ -125,6 +202,11 @@ func (e *Engine) startBeat() {
 func (e *Engine) renew(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, e.ttl/2)
 	defer cancel()
+	if e.dialect.Slots {
+		if err := e.beat(ctx); err != nil {
+			return // as below
+		}
+	}
 	asked := time.Now()
 	renewed, err := e.slots(ctx, "slots_renew")
 	if err != nil {
@@ -223,10 +305,16 @@ func (e *Engine) releaseAll(ctx context.Context) error {
 		stop()
 		e.beats.Wait() // a renewal under way must not come after the slots were given
 	}
+	if e.present {
+		if _, err := e.db.Exec(ctx, e.sql["relay_leave"], e.owner); err != nil {
+			return e.fail("leave", err)
+		}
+		e.present = false
+	}
 	if !e.owning {
 		return nil
 	}
-	_, err := e.db.Exec(ctx, e.sql["slots_give"], e.owner)
+	_, err := e.db.Exec(ctx, e.sql["slots_leave"], e.owner)
 	e.owning = err != nil
 	return e.fail("give up the slots", err)
 }

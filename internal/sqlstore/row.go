@@ -18,19 +18,26 @@ func (e *Engine) appendRow(args []any, m *outbox.Message) ([]any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode the headers: %w", err)
 	}
-	uuid := m.UUID
-	if uuid == "" {
-		uuid = watermill.NewUUID()
-	}
-	payload := m.Payload
-	if payload == nil {
-		payload = []byte{} // NULL would be no payload, which a message cannot have
-	}
 	var due any
 	if !m.AvailableAt.IsZero() {
 		due = e.dialect.Time.ToColumn(m.AvailableAt)
 	}
-	return append(args, uuid, m.Topic, m.Key, payload, headers, due), nil
+	return append(args, uuidOf(m), m.Topic, m.Key, payloadOf(m), headers, due), nil
+}
+
+func uuidOf(m *outbox.Message) string {
+	if m.UUID == "" {
+		return watermill.NewUUID()
+	}
+	return m.UUID
+}
+
+// payloadOf is never nil: NULL would be no payload, which a message cannot have.
+func payloadOf(m *outbox.Message) []byte {
+	if m.Payload == nil {
+		return []byte{}
+	}
+	return m.Payload
 }
 
 // row is what the read statements give, in the order of their columns.
@@ -42,6 +49,7 @@ type row struct {
 	retries any
 	due     any
 	created any
+	size    int // about what it weighs in memory
 }
 
 func (r *row) scan(s Scanner) error {
@@ -49,20 +57,15 @@ func (r *row) scan(s Scanner) error {
 		&r.due, &r.msg.LastError, &r.created)
 }
 
-// size is what the row weighs in memory. Ask before its headers are decoded.
-func (r *row) size() int { return r.msg.Size() + len(r.headers) }
-
-// message completes what scan has read. A row that somebody has damaged becomes a message with StatusFailed, to be set
+// complete completes what scan has read. A row that somebody has damaged becomes a message with StatusFailed, to be set
 // aside with an error that tells what is wrong: it must not hold up the others.
-func (e *Engine) message(r *row, status outbox.MessageStatus) *outbox.Message {
-	m := &r.msg
-	m.ID = strconv.FormatInt(r.id, 10)
-	m.Status = status
+func (e *Engine) complete(r *row, status outbox.MessageStatus) {
+	r.msg.ID = strconv.FormatInt(r.id, 10)
+	r.msg.Status = status
 	if err := e.decode(r); err != nil {
-		m.Status = outbox.StatusFailed
-		m.LastError = err.Error()
+		r.msg.Status = outbox.StatusFailed
+		r.msg.LastError = err.Error()
 	}
-	return m
 }
 
 func (e *Engine) decode(r *row) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/watermill-outbox/outbox"
 )
@@ -54,19 +55,49 @@ func (e *Engine) insertAll(ctx context.Context, conn Conn, msgs []outbox.Message
 }
 
 func (e *Engine) insert(ctx context.Context, conn Conn, msgs []outbox.Message) error {
-	args := make([]any, 0, 6*len(msgs))
+	query, args, err := e.insertion(msgs)
+	if err == nil {
+		_, err = conn.Exec(ctx, query, args...)
+	}
+	return e.fail("insert messages", err)
+}
+
+// insertion returns one statement for all of msgs.
+func (e *Engine) insertion(msgs []outbox.Message) (query string, args []any, err error) {
+	if e.dialect.Arrays && len(msgs) > 1 {
+		args, err = e.columns(msgs)
+		return e.sql["insert_many"], args, err
+	}
+	args = make([]any, 0, 6*len(msgs))
 	for i := range msgs {
-		var err error
 		if args, err = e.appendRow(args, &msgs[i]); err != nil {
-			return e.fail("save", err)
+			return "", nil, err
 		}
 	}
-	query := e.sql["insert"]
+	query = e.sql["insert"]
 	if len(msgs) > 1 {
 		query = repeatRow(query, len(msgs))
 	}
-	_, err := conn.Exec(ctx, query, args...)
-	return e.fail("insert messages", err)
+	return query, args, nil
+}
+
+// columns are the arguments of insert_many.
+func (e *Engine) columns(msgs []outbox.Message) ([]any, error) {
+	n := len(msgs)
+	uuids, topics, keys := make([]string, n), make([]string, n), make([]string, n)
+	payloads, headers, due := make([][]byte, n), make([]string, n), make([]string, n)
+	for i := range msgs {
+		m := &msgs[i]
+		text, err := encodeHeaders(m.Headers)
+		if err != nil {
+			return nil, fmt.Errorf("encode the headers: %w", err)
+		}
+		uuids[i], topics[i], keys[i], payloads[i], headers[i] = uuidOf(m), m.Topic, m.Key, payloadOf(m), text
+		if !m.AvailableAt.IsZero() {
+			due[i] = m.AvailableAt.UTC().Format(time.RFC3339Nano)
+		}
+	}
+	return e.dialect.Batch(uuids, topics, keys, payloads, headers, due), nil
 }
 
 // chunk returns how many of msgs one INSERT can take.

@@ -70,45 +70,61 @@ func (e *Engine) claimedMessage(id string) *outbox.Message {
 
 // write runs the statements for known: one DELETE, where all were published and none is to be kept.
 func (e *Engine) write(ctx context.Context, known []settlement) error {
-	var gone jsonObject
-	var archived, retried jsonArray
+	var gone, archived, retried marked
 	for _, s := range known {
-		retries, text := s.msg.Retries, s.msg.LastError
-		if s.outcome.Err != nil {
-			retries, text = retries+1, errorText(s.outcome.Err)
-		}
 		switch o := s.outcome; {
 		case o.Status == outbox.StatusPending && o.Err != nil:
-			retried = retried.with(s.msg, o.RetryAfter.Milliseconds(), int64(retries), text)
+			retried.add(s)
 		case o.Status == outbox.StatusPending: // not at fault: the wait is kept in memory alone
 		case o.Status == outbox.StatusFailed || o.Archive:
-			archived = archived.with(s.msg, string(o.Status), int64(retries), text)
-			gone = gone.with(s.msg)
+			archived.add(s)
+			gone.identify(s.msg)
 		default:
-			gone = gone.with(s.msg)
+			gone.identify(s.msg)
 		}
 	}
-	if archived == nil && retried == nil {
-		return e.execJSON(ctx, e.db, "delete", gone)
+	if len(archived.ids) == 0 && len(retried.ids) == 0 {
+		return e.execBatch(ctx, e.db, "delete", gone.ids, gone.uuids)
 	}
 	return e.inTx(ctx, func(tx Conn) error {
-		if err := e.execJSON(ctx, tx, "archive", archived); err != nil {
+		err := e.execBatch(ctx, tx, "archive", archived.ids, archived.uuids, archived.statuses, archived.retries, archived.errs)
+		if err != nil {
 			return err
 		}
-		if err := e.execJSON(ctx, tx, "delete", gone); err != nil {
+		if err := e.execBatch(ctx, tx, "delete", gone.ids, gone.uuids); err != nil {
 			return err
 		}
-		return e.execJSON(ctx, tx, "retry", retried)
+		return e.execBatch(ctx, tx, "retry", retried.ids, retried.uuids, retried.waits, retried.retries, retried.errs)
 	})
 }
 
-// execJSON runs a statement whose argument is JSON, if there is any.
-func (e *Engine) execJSON(ctx context.Context, conn Conn, query string, arg interface{ text() string }) error {
-	text := arg.text()
-	if text == "" {
+// marked are the columns of statements that settle.
+type marked struct {
+	ids                   []int64
+	uuids, statuses, errs []string
+	waits, retries        []int64 // waits in milliseconds
+}
+
+func (m *marked) identify(msg *outbox.Message) {
+	m.ids, m.uuids = append(m.ids, messageID(msg)), append(m.uuids, msg.UUID)
+}
+
+func (m *marked) add(s settlement) {
+	retries, text := s.msg.Retries, s.msg.LastError
+	if s.outcome.Err != nil {
+		retries, text = retries+1, errorText(s.outcome.Err)
+	}
+	m.identify(s.msg)
+	m.statuses, m.errs = append(m.statuses, string(s.outcome.Status)), append(m.errs, text)
+	m.waits, m.retries = append(m.waits, s.outcome.RetryAfter.Milliseconds()), append(m.retries, int64(retries))
+}
+
+// execBatch runs a statement for all rows of columns, if there are any.
+func (e *Engine) execBatch(ctx context.Context, conn Conn, query string, ids []int64, columns ...any) error {
+	if len(ids) == 0 {
 		return nil
 	}
-	_, err := conn.Exec(ctx, e.sql[query], text)
+	_, err := conn.Exec(ctx, e.sql[query], e.dialect.Batch(append([]any{ids}, columns...)...)...)
 	return err
 }
 

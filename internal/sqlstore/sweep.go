@@ -21,41 +21,34 @@ func (e *Engine) sweep(ctx context.Context) error {
 	if time.Now().Before(e.nextSweep) {
 		return nil
 	}
-	e.mu.Lock()
-	e.queue.BeginRead()
-	e.mu.Unlock()
 	var rows []claim.Row
 	count, last, now := 0, e.swept, e.passedNow()
-	err := e.db.Query(ctx, e.sql["sweep"], []any{e.swept, e.cursor, sweepRows}, func(s Scanner) (bool, error) {
-		var r claim.Row
-		var retries, due any
-		if err := s.Scan(&r.ID, &r.Slot, &r.Key, &r.Topic, &retries, &due); err != nil {
-			return false, err
-		}
-		count, last = count+1, r.ID
-		at, err := e.timeFrom(due)
-		if untried := retries == int64(0); err == nil && untried && at.After(now) {
-			return true, nil // it is delayed, and nobody is to know of it
-		}
-		rows = append(rows, r)
-		return true, nil
-	})
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	defer e.queue.EndRead()
-	if err != nil {
-		return err
-	}
-	e.swept = last
-	if count < sweepRows {
-		e.swept, e.nextSweep = 0, time.Now().Add(e.sweepInterval)
-	}
-	for _, r := range rows {
-		if _, held := e.leases[r.Slot]; held && e.queue.Misses(r) {
-			e.cursor = min(e.cursor, r.ID-1)
+	return e.reading(func() error {
+		return e.db.Query(ctx, e.sql["sweep"], []any{e.swept, e.reader.Cursor(), sweepRows}, func(s Scanner) (bool, error) {
+			var r claim.Row
+			var retries, due any
+			if err := s.Scan(&r.ID, &r.Slot, &r.Key, &r.Topic, &retries, &due); err != nil {
+				return false, err
+			}
+			count, last = count+1, r.ID
+			at, err := e.timeFrom(due)
+			if untried := retries == int64(0); err == nil && untried && at.After(now) {
+				return true, nil // it is delayed, and nobody is to know of it
+			}
+			rows = append(rows, r)
+			return true, nil
+		})
+	}, func() {
+		e.swept = last
+		if count < sweepRows {
 			e.swept, e.nextSweep = 0, time.Now().Add(e.sweepInterval)
-			return nil
 		}
-	}
-	return nil
+		for _, r := range rows {
+			if _, held := e.leases[r.Slot]; held && e.queue.Misses(r) {
+				e.reader.Back(r.ID - 1)
+				e.swept, e.nextSweep = 0, time.Now().Add(e.sweepInterval)
+				return
+			}
+		}
+	})
 }

@@ -108,6 +108,7 @@ func New(db *sql.DB, opts ...Option) (*Store, error) {
 		IsMissing: isMissing,
 		TxIsGone:  txIsGone,
 		Time:      sqlstore.Millis(),
+		Batch:     sqlstore.JSONBatch,
 	}, options)
 	if err != nil {
 		return nil, err
