@@ -40,7 +40,7 @@ func (s *side) measure(t *testing.T, block func(end <-chan struct{}) error) meas
 		return block(end)
 	}
 	f, err := outbox.NewForwarder(s.store, s.b, outbox.WithLogger(watermill.NopLogger{}), outbox.WithMaxRetries(1_000_000),
-		outbox.WithRetryBackoff(time.Millisecond, 10*time.Millisecond), outbox.WithPublishTimeout(20*time.Millisecond))
+		outbox.WithRetryBackoff(time.Millisecond, 10*time.Millisecond), outbox.WithPublishTimeout(500*time.Millisecond)) // a busy machine must not make an outage
 	require.NoError(t, err)
 	ended := make(chan error, 1)
 	go func() { ended <- f.Run(context.Background()) }()
