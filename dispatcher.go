@@ -218,7 +218,7 @@ func (d *dispatcher) failed(it *item, err error, now time.Time) {
 		d.setAside(it, err, now)
 		return
 	}
-	counts, free := d.outages.failed(it, err, now)
+	counts, free, outage := d.outages.failed(it, err, now)
 	if panicked := (panicError{}); errors.As(err, &panicked) {
 		counts = true
 	}
@@ -228,6 +228,8 @@ func (d *dispatcher) failed(it *item, err error, now time.Time) {
 		d.setAside(it, err, now)
 	case counts:
 		d.retry(it, err, true, d.cfg.RetryDelay(retries), now)
+	case outage:
+		d.retry(it, err, false, min(d.cfg.MaxRetryBackoff, probeInterval), now)
 	default:
 		d.retry(it, err, false, fullJitter(d.cfg.RetryBackoff, min(d.cfg.MaxRetryBackoff, probeInterval), free), now)
 	}

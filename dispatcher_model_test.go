@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sony/gobreaker/v2"
 	"pgregory.net/rapid"
 )
 
@@ -37,7 +38,6 @@ type dispatcherHistory struct {
 	batch     *marks // that the marker has
 	acks      []acknowledged
 	out       map[string]bool // topics that fail
-	down      map[string]bool // topics, by what was observed
 	heard     []Event         // in this step
 	wrong     string
 }
@@ -73,7 +73,7 @@ func newDispatcherHistory(t *rapid.T) *dispatcherHistory {
 }
 
 func (h *dispatcherHistory) start() {
-	h.taken, h.down = map[*simulatedRow]int{}, map[string]bool{}
+	h.taken = map[*simulatedRow]int{}
 	h.batch, h.sent, h.acks = nil, nil, nil
 	for _, r := range h.all {
 		r.failedHere = false
@@ -83,12 +83,7 @@ func (h *dispatcherHistory) start() {
 
 func (h *dispatcherHistory) observe(event Event) {
 	h.heard = append(h.heard, event)
-	switch e := event.(type) {
-	case OutageBegunEvent:
-		h.down[e.Topic] = true
-	case OutageEndedEvent:
-		delete(h.down, e.Topic)
-	case StalledEvent:
+	if e, stalled := event.(StalledEvent); stalled {
 		for _, c := range h.sent { // by age
 			if c.row.msg.ID == e.Message.ID && !c.answered && !c.stalled {
 				c.stalled = true
@@ -190,11 +185,15 @@ func (h *dispatcherHistory) send(t *rapid.T) {
 	if h.d.workers() >= h.cfg.Concurrency {
 		t.Skip("no worker is free")
 	}
+	down := map[string]bool{}
+	for name, topic := range h.d.outages.topics {
+		down[name] = topic.breaker.State() != gobreaker.StateClosed
+	}
 	it := h.d.next(time.Now())
 	if it == nil {
 		return
 	}
-	c := &brokerCall{it: it, row: h.all[atoi(it.msg.ID)], sent: time.Now(), probe: h.down[it.msg.Topic]}
+	c := &brokerCall{it: it, row: h.all[atoi(it.msg.ID)], sent: time.Now(), probe: down[it.msg.Topic]}
 	for _, other := range h.sent {
 		if c.probe && other.probe && !other.stalled && other.row.msg.Topic == c.row.msg.Topic {
 			t.Fatalf("%s and %s go to a topic that is down", other.row.msg.ID, c.row.msg.ID)

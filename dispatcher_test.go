@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -88,9 +89,10 @@ func TestDispatcher_WhatWasSentBeforeAFailureProvesNothing(t *testing.T) {
 func TestDispatcher_AProbeThatWasNotSentMakesRoomForAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newTestDispatcher()
-		for range tripAfter {
-			d.claimed([]Message{{ID: "1"}}, time.Now())
-			d.publish(t, "1", errFails, 0)
+		for i := range tripAfter {
+			id := strconv.Itoa(i)
+			d.claimed([]Message{{ID: id}}, time.Now())
+			d.publish(t, id, errFails, 0)
 		}
 		for range 3 {
 			require.NotEmpty(t, d.outages.paused(time.Now()))

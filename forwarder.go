@@ -222,7 +222,7 @@ func (f *Forwarder) log(event Event) {
 		logger.Error("A Publish call does not return; its key waits for it", nil,
 			messageFields(&e.Message).Add(watermill.LogFields{"since": e.Duration}))
 	case OutageBegunEvent:
-		logger.Error("Publishing to a topic fails, only probes go out until it works again", e.Err,
+		logger.Error("Publishing to a topic fails, will be tried again until it works", e.Err,
 			watermill.LogFields{"topic": e.Topic})
 	case OutageEndedEvent:
 		logger.Info("Publishing to a topic works again", watermill.LogFields{"topic": e.Topic, "after": e.Duration})

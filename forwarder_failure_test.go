@@ -436,6 +436,30 @@ func TestForwarder_MessagesThatFailDoNotDelayOthersOfTheirTopic(t *testing.T) {
 	})
 }
 
+func TestForwarder_AFewMessagesThatFailAloneDoNotMakeOthersOfTheirTopicWaitForAProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, b, seen := newMemory(t), newBroker(), &events{}
+		b.answer = func(_ string, msg *message.Message) error {
+			if string(msg.Payload) == "poison" {
+				return errDown
+			}
+			return nil
+		}
+		publish(t, store, "topic", newMessage("poison", "a"), newMessage("poison", "b"))
+		run(t, store, b, outbox.WithObserver(seen))
+		time.Sleep(time.Minute)
+		require.Len(t, collect[outbox.OutageBegunEvent](seen), 1, "nothing of the topic was acknowledged")
+		for range 100 { // at any time between two attempts
+			time.Sleep(70 * time.Millisecond)
+			publish(t, store, "topic", newMessage("healthy", "healthy"))
+			before := time.Now()
+			b.await(t, 1)
+			require.Less(t, time.Since(before), 300*time.Millisecond, "as without them, on the fake clock")
+			time.Sleep(30 * time.Second) // they fail alone again
+		}
+	})
+}
+
 func TestForwarder_TwoOverOneStoreAreRefused(t *testing.T) {
 	store := newMemory(t)
 	run(t, store, newBroker())

@@ -146,6 +146,9 @@ func (r *worldRun) arrive(topic string, msg *message.Message) (*worldMessage, *w
 	if topic != m.topic || outbox.Key(msg) != m.key || msg.Metadata["id"] != m.id || !strings.HasPrefix(string(msg.Payload), m.id) {
 		w.failf("%s was changed", m.id)
 	}
+	if m.due.After(w.store.Now()) {
+		w.failf("%s is published before it is due", m.id)
+	}
 	a := &worldAttempt{by: r, begun: w.now()}
 	m.attempts = append(m.attempts, a)
 	if m.key != "" && (r.calls[m.key] > 0 || (w.atBroker[m.key] > 0 && !w.disowned)) {

@@ -66,8 +66,8 @@ type (
 		Duration time.Duration // so far
 	}
 
-	// OutageBegunEvent is sent when publishing to a topic has failed several times in a row without a success. Only
-	// probes go out until it ends.
+	// OutageBegunEvent is sent when publishing to a topic has failed several times in a row without a success.
+	// Until it ends, no failure counts against a message, and if several of them fail, only probes go out.
 	OutageBegunEvent struct {
 		Topic string
 		Err   error

@@ -10,7 +10,8 @@ import (
 )
 
 const (
-	// tripAfter is how many failures in a row, to one topic, make an outage.
+	// tripAfter is how many failures in a row, to one topic, make an outage. When they are of so many messages, only
+	// probes go out.
 	tripAfter = 5
 	// probeInterval is how often a topic that is down is tried, and the longest wait of a message that was not at fault.
 	probeInterval = time.Second
@@ -23,8 +24,9 @@ const (
 //
 // A failure is the message's own if another message to its topic, sent after this one's last attempt had ended, was
 // acknowledged since. A first attempt has no last one, so its failure never counts: when a broker goes down, messages
-// fail by the hundred, and none of them is at fault. Several failures in a row trip the topic's breaker; then one probe
-// goes out every second, and everything else of the topic stays in the store.
+// fail by the hundred, and none of them is at fault. Several failures in a row are an outage. If they are of several
+// messages, the topic's breaker opens: one probe goes out every second, and everything else of the topic stays in the
+// store. If they are of a few that come again and again, it does not, or those would delay others of their topic.
 type outages struct {
 	topics  map[string]*topicHealth
 	failing int // attempts remembered, over all topics
@@ -37,6 +39,8 @@ type topicHealth struct {
 	name    string
 	breaker *gobreaker.TwoStepCircuitBreaker[any]
 	attempt map[string]attempt // by the message's id
+	inARow  int                // failures since something was acknowledged
+	failing []string           // the ids of the first few messages that they are of
 	// lastOK is when the latest attempt that succeeded was begun.
 	lastOK  time.Time
 	since   time.Time // the outage's begin, zero while there is none
@@ -56,14 +60,26 @@ func newOutages(observe func(Event)) *outages {
 }
 
 func newTopicHealth(name string) *topicHealth {
-	return &topicHealth{
-		name: name, attempt: map[string]attempt{},
-		breaker: gobreaker.NewTwoStepCircuitBreaker[any](gobreaker.Settings{
-			Name:        name,
-			MaxRequests: 1,
-			Timeout:     probeInterval,
-			ReadyToTrip: func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= tripAfter },
-		}),
+	t := &topicHealth{name: name, attempt: map[string]attempt{}}
+	t.breaker = gobreaker.NewTwoStepCircuitBreaker[any](gobreaker.Settings{
+		Name:        name,
+		MaxRequests: 1,
+		Timeout:     probeInterval,
+		ReadyToTrip: func(gobreaker.Counts) bool { return len(t.failing) >= tripAfter },
+	})
+	return t
+}
+
+// count counts the failures in a row.
+func (t *topicHealth) count(id string, err error) {
+	switch {
+	case err == nil:
+		t.inARow, t.failing = 0, nil
+	default:
+		t.inARow++
+		if len(t.failing) < tripAfter && !slices.Contains(t.failing, id) {
+			t.failing = append(t.failing, id)
+		}
 	}
 }
 
@@ -123,8 +139,9 @@ func (o *outages) succeeded(it *item, now time.Time) {
 	}
 }
 
-// failed notes a failure and tells whether it counts against the message. If not, free is how many in a row did not.
-func (o *outages) failed(it *item, err error, now time.Time) (counts bool, free int) {
+// failed notes a failure and tells whether it counts against the message. If not, free is how many in a row did not, and
+// outage whether that is because its topic is down.
+func (o *outages) failed(it *item, err error, now time.Time) (counts bool, free int, outage bool) {
 	t := o.health(it.msg.Topic)
 	last, tried := t.attempt[it.msg.ID]
 	if !tried && it.msg.Retries > 0 { // it was tried by another instance, or so long ago that it was forgotten
@@ -139,7 +156,7 @@ func (o *outages) failed(it *item, err error, now time.Time) (counts bool, free 
 	last.ended = now
 	o.remember(t, it, last)
 	o.report(t, it, err, now)
-	return counts, last.free
+	return counts, last.free, !t.since.IsZero()
 }
 
 // stalled notes that a Publish call hangs, as a failure of the topic.
@@ -150,29 +167,30 @@ func (o *outages) stalled(it *item, now time.Time) {
 
 // report tells the breaker, and the observer if that begins or ends an outage.
 func (o *outages) report(t *topicHealth, it *item, err error, now time.Time) {
+	done := it.probe
 	switch {
-	case it.probe != nil:
-		it.probe(err)
+	case done != nil:
 		it.probe, t.probing = nil, false
 		o.changed = true
 	case t.breaker.State() == gobreaker.StateClosed:
-		done, notClosed := t.breaker.Allow()
-		if notClosed != nil {
+		var err error
+		if done, err = t.breaker.Allow(); err != nil {
 			return
 		}
-		done(err)
 	default:
 		return // sent before the breaker opened; the probes decide
 	}
-	switch open := t.breaker.State() == gobreaker.StateOpen; {
-	case open:
+	t.count(it.msg.ID, err)
+	done(err)
+	if t.breaker.State() == gobreaker.StateOpen {
 		t.nextProbe = now.Add(probeInterval + time.Millisecond) // the breaker's clock has begun after now
-		if t.since.IsZero() {
-			t.since = now
-			o.observe(OutageBegunEvent{Topic: t.name, Err: err})
-		}
 		o.changed = true
-	case !t.since.IsZero() && t.breaker.State() == gobreaker.StateClosed:
+	}
+	switch {
+	case t.since.IsZero() && t.inARow >= tripAfter:
+		t.since = now
+		o.observe(OutageBegunEvent{Topic: t.name, Err: err})
+	case !t.since.IsZero() && t.inARow == 0:
 		o.observe(OutageEndedEvent{Topic: t.name, Duration: now.Sub(t.since)})
 		t.since = time.Time{}
 		o.changed = true
