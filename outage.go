@@ -72,14 +72,13 @@ func newTopicHealth(name string) *topicHealth {
 
 // count counts the failures in a row.
 func (t *topicHealth) count(id string, err error) {
-	switch {
-	case err == nil:
+	if err == nil {
 		t.inARow, t.failing = 0, nil
-	default:
-		t.inARow++
-		if len(t.failing) < tripAfter && !slices.Contains(t.failing, id) {
-			t.failing = append(t.failing, id)
-		}
+		return
+	}
+	t.inARow++
+	if len(t.failing) < tripAfter && !slices.Contains(t.failing, id) {
+		t.failing = append(t.failing, id)
 	}
 }
 
