@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"runtime"
 	"strconv"
 	"strings"
@@ -246,17 +245,34 @@ func (p *Publisher) row(topic string, msg *message.Message) (Message, error) {
 	if err != nil {
 		return Message{}, fmt.Errorf("its delay: %w", errors.Join(err, ErrInvalidMessage))
 	}
-	row := Message{
-		UUID: msg.UUID, Topic: topic, Key: key, Payload: msg.Payload, AvailableAt: due,
-		Headers: maps.Clone(msg.Metadata),
+	headers, err := headersOf(msg)
+	if err != nil {
+		return Message{}, err
 	}
+	row := Message{UUID: msg.UUID, Topic: topic, Key: key, Payload: msg.Payload, AvailableAt: due, Headers: headers}
 	if row.UUID == "" {
 		row.UUID = watermill.NewUUID()
 	}
-	for _, column := range []string{keyMetadata, delay.DelayedForKey, delay.DelayedUntilKey} {
-		delete(row.Headers, column)
-	}
 	return row, row.validate()
+}
+
+// headersOf returns a copy of the metadata without what has columns of its own.
+func headersOf(msg *message.Message) (map[string]string, error) {
+	if len(msg.Metadata) == 0 {
+		return nil, nil //nolint:nilnil // no headers, and no error
+	}
+	headers := make(map[string]string, len(msg.Metadata))
+	for k, v := range msg.Metadata {
+		switch k {
+		case keyMetadata, delay.DelayedForKey, delay.DelayedUntilKey:
+			continue
+		}
+		if !utf8.ValidString(k) || !utf8.ValidString(v) {
+			return nil, invalid("metadata %q is not valid UTF-8; put binary data in the payload", k)
+		}
+		headers[k] = v
+	}
+	return headers, nil
 }
 
 func (p *Publisher) keyOf(topic string, msg *message.Message) (string, error) {
@@ -289,11 +305,6 @@ func (m *Message) validate() error {
 	for i, s := range [...]string{m.Topic, m.Key, m.UUID} {
 		if !utf8.ValidString(s) || strings.IndexByte(s, 0) >= 0 {
 			return invalid("the %s is not valid UTF-8 without NUL", [...]string{"topic", "key", "UUID"}[i])
-		}
-	}
-	for k, v := range m.Headers {
-		if !utf8.ValidString(k) || !utf8.ValidString(v) {
-			return invalid("metadata %q is not valid UTF-8; put binary data in the payload", k)
 		}
 	}
 	return nil
