@@ -39,6 +39,14 @@ var memoryFlaws = map[flaw]struct {
 			}
 		},
 	},
+	"takes an outcome without a status for processed": {
+		[]string{"Settle/RefusesAnUnknownStatus"},
+		breakOutcomes(func(o *outbox.Outcome) {
+			if o.Status == "" {
+				o.Status = outbox.StatusProcessed
+			}
+		}),
+	},
 	"settles without errors": {
 		[]string{"Settle/CountsAFailedAttempt", "Settle/KeepsACountedWait_WhenAnotherInstanceTakesOver"},
 		breakOutcomes(func(o *outbox.Outcome) { o.Err = nil }),

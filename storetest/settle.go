@@ -22,6 +22,7 @@ func settlePromises() []promise {
 		{name: "TakesAllKindsOfOutcomesAtOnce", check: settleTakesAllKinds},
 		{name: "DoesNothing_WithoutOutcomes", check: settleDoesNothingWithoutOutcomes},
 		{name: "SettlesTheOthers_WhenAnIDIsUnknown", check: settleSettlesTheOthers},
+		{name: "RefusesAnUnknownStatus", check: settleRefusesAnUnknownStatus},
 		{name: "MayBeRepeated", check: settleMayBeRepeated},
 	}
 }
@@ -186,6 +187,17 @@ func settleSettlesTheOthers(e *env) {
 	require.ErrorIs(e, l.Settle(e.ctx, outcomes...), outbox.ErrNotClaimed, "Settle with unknown ids among others")
 	require.NoError(e, l.Release(e.ctx), "Release")
 	e.nothing(e.open(), "Settle must settle all claimed messages of a call in which some ids are unknown")
+}
+
+func settleRefusesAnUnknownStatus(e *env) {
+	l := e.openLeased()
+	e.save(l, unkeyed("m"))
+	claimed := e.await(l, "m")
+	for _, status := range []outbox.MessageStatus{"", outbox.StatusProcessing, "done"} {
+		require.Error(e, l.Settle(e.ctx, outbox.Outcome{ID: claimed[0].ID, Status: status}), "Settle as %q", status)
+	}
+	require.NoError(e, l.Release(e.ctx), "Release")
+	e.await(e.open(), "m")
 }
 
 func settleMayBeRepeated(e *env) {

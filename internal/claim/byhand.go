@@ -2,6 +2,7 @@ package claim
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/watermill-outbox/outbox"
 )
@@ -30,4 +31,18 @@ func ProcessedByHand(ids []string) []outbox.Outcome {
 		outcomes[i] = outbox.Outcome{ID: id, Status: outbox.StatusProcessed, Archive: true}
 	}
 	return outcomes
+}
+
+// CheckOutcomes refuses outcomes that say nothing of what is to become of a message: it must not be lost to a zero value.
+func CheckOutcomes(outcomes []outbox.Outcome) error {
+	for _, o := range outcomes {
+		switch o.Status {
+		case outbox.StatusProcessed, outbox.StatusPending, outbox.StatusFailed:
+		case outbox.StatusProcessing:
+			fallthrough
+		default:
+			return fmt.Errorf("the outcome of message %q has the status %q, must be processed, pending or failed", o.ID, o.Status)
+		}
+	}
+	return nil
 }

@@ -48,9 +48,19 @@ func decodeHeaders(text string) (map[string]string, error) {
 	if headers, ok := decodePlain(text); ok {
 		return headers, nil
 	}
-	var headers map[string]string
-	if err := json.Unmarshal([]byte(text), &headers); err != nil {
+	var object map[string]*string
+	if err := json.Unmarshal([]byte(text), &object); err != nil {
 		return nil, fmt.Errorf("is not a JSON object of strings: %w", err)
+	}
+	if object == nil {
+		return nil, errors.New("is null, and not a JSON object of strings")
+	}
+	headers := make(map[string]string, len(object))
+	for k, v := range object {
+		if v == nil {
+			return nil, fmt.Errorf("is not a JSON object of strings: %q is null", k)
+		}
+		headers[k] = *v
 	}
 	return headers, nil
 }

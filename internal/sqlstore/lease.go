@@ -92,15 +92,19 @@ func (e *Engine) gain(gained []int, asked time.Time, first bool) {
 func (e *Engine) giveSurplus(ctx context.Context, surplus []int) error {
 	e.mu.Lock()
 	e.queue.Freeze(surplus)
-	var given []int
+	var given, lost []int
 	for _, slot := range surplus {
-		if e.queue.ClaimedOf(slot) == 0 {
-			given = append(given, slot)
+		if e.queue.ClaimedOf(slot) > 0 {
+			continue
+		}
+		given = append(given, slot)
+		if _, held := e.leases[slot]; held {
+			lost = append(lost, slot)
 			e.drop(slot)
 		}
 	}
-	if len(given) > 0 {
-		e.events = append(e.events, outbox.LeaseLostEvent{Slots: given})
+	if len(lost) > 0 {
+		e.events = append(e.events, outbox.LeaseLostEvent{Slots: lost})
 	}
 	if len(given) < len(surplus) {
 		e.nextBalance = time.Now().Add(surplusPoll)
@@ -207,17 +211,22 @@ func (e *Engine) renew(ctx context.Context) {
 			return // as below
 		}
 	}
+	e.mu.Lock()
+	held := maps.Clone(e.leases)
+	e.mu.Unlock()
 	asked := time.Now()
-	renewed, err := e.slots(ctx, "slots_renew")
+	renewed, err := e.slots(ctx, "slots_renew", e.dialect.Batch(numbers(slices.Collect(maps.Keys(held))))...)
 	if err != nil {
 		return // the next beat tries again; until then the leases run on, and end by themselves if it comes to that
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for slot := range e.leases {
-		if slices.Contains(renewed, slot) {
+	for slot, end := range held {
+		switch current, ok := e.leases[slot]; {
+		case !ok || !current.Equal(end): // given back or taken anew meanwhile
+		case slices.Contains(renewed, slot):
 			e.leases[slot] = e.localEnd(asked)
-		} else {
+		default:
 			e.leases[slot] = time.Time{} // somebody else has it
 		}
 	}
@@ -294,9 +303,9 @@ func (e *Engine) releaseAll(ctx context.Context) error {
 	defer e.claimMu.Unlock()
 	e.mu.Lock()
 	stop := e.stopBeat
-	given := slices.Sorted(maps.Keys(e.leases))
-	if len(given) > 0 {
-		e.events = append(e.events, outbox.LeaseLostEvent{Slots: given})
+	lost := slices.Sorted(maps.Keys(e.leases))
+	if len(lost) > 0 {
+		e.events = append(e.events, outbox.LeaseLostEvent{Slots: lost})
 	}
 	e.stopBeat = nil
 	e.forget()
@@ -305,16 +314,14 @@ func (e *Engine) releaseAll(ctx context.Context) error {
 		stop()
 		e.beats.Wait() // a renewal under way must not come after the slots were given
 	}
+	var left, given error
 	if e.present {
-		if _, err := e.db.Exec(ctx, e.sql["relay_leave"], e.owner); err != nil {
-			return e.fail("leave", err)
-		}
-		e.present = false
+		_, left = e.db.Exec(ctx, e.sql["relay_leave"], e.owner)
+		e.present = left != nil
 	}
-	if !e.owning {
-		return nil
+	if e.owning {
+		_, given = e.db.Exec(ctx, e.sql["slots_leave"], e.owner)
+		e.owning = given != nil
 	}
-	_, err := e.db.Exec(ctx, e.sql["slots_leave"], e.owner)
-	e.owning = err != nil
-	return e.fail("give up the slots", err)
+	return e.fail("give up the slots", errors.Join(left, given))
 }

@@ -282,23 +282,16 @@ func (e *Engine) load(ctx context.Context, ids []int64, maxBytes int) error {
 
 // refill reads on behind keys that were too long to be kept in memory whole.
 func (e *Engine) refill(ctx context.Context, from int64) error {
-	var shown page
-	now, cursor := e.passedNow(), e.reader.Cursor()
+	var known outline
+	cursor := e.reader.Cursor()
 	return e.reading(func() (err error) {
-		shown, err = e.read(ctx, e.db, "read", refillRows, math.MaxInt, from-1, cursor)
+		known, err = e.outline(ctx, from-1, cursor, refillRows)
 		return err
 	}, func() {
-		rows := make([]claim.Row, 0, len(shown.rows))
-		for _, r := range shown.rows {
-			if known, ok := e.rowFor(r, now); ok {
-				known.Message = nil // the queue asks for those it needs
-				rows = append(rows, known)
-			}
-		}
 		through := cursor
-		if shown.cut {
-			through = shown.rows[len(shown.rows)-1].id
+		if known.cut {
+			through = known.last
 		}
-		e.queue.AddRefill(rows, from, through, through == cursor)
+		e.queue.AddRefill(known.rows, from, through, through == cursor)
 	})
 }

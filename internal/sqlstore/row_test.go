@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"encoding/json"
+	"errors"
 	"maps"
 	"testing"
 	"unicode/utf8"
@@ -65,8 +66,19 @@ func FuzzDecodeHeaders(f *testing.F) {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		var want map[string]string
-		wantErr := json.Unmarshal([]byte(text), &want)
+		var object map[string]*string
+		wantErr := json.Unmarshal([]byte(text), &object)
+		want := map[string]string{}
+		for k, v := range object {
+			if v == nil {
+				wantErr = errors.New("a value is null")
+				continue
+			}
+			want[k] = *v
+		}
+		if object == nil && wantErr == nil {
+			wantErr = errors.New("it is null")
+		}
 		headers, err := decodeHeaders(text)
 		switch {
 		case !utf8.ValidString(text) || wantErr != nil:

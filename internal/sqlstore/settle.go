@@ -15,6 +15,9 @@ func (e *Engine) Settle(ctx context.Context, outcomes ...outbox.Outcome) error {
 	if len(outcomes) == 0 {
 		return nil
 	}
+	if err := claim.CheckOutcomes(outcomes); err != nil {
+		return e.fail("settle", err)
+	}
 	known, unknown := e.claimed(outcomes)
 	if err := e.write(ctx, known); err != nil {
 		return e.fail("settle", err)

@@ -24,9 +24,12 @@ func share(slots []slotState, me string, live int) (take []int64, surplus []int)
 	}
 	for _, s := range slots {
 		free := !s.held && (s.owner == "" || s.owner == me || s.expired)
-		if free && mine < fair {
+		switch {
+		case free && mine < fair:
 			take = append(take, int64(s.number))
 			mine++
+		case !s.held && s.owner == me: // it was to be given back, and that failed
+			surplus = append(surplus, s.number)
 		}
 	}
 	return take, surplus

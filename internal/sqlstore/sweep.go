@@ -21,29 +21,16 @@ func (e *Engine) sweep(ctx context.Context) error {
 	if time.Now().Before(e.nextSweep) {
 		return nil
 	}
-	var rows []claim.Row
-	count, last, now := 0, e.swept, e.passedNow()
-	return e.reading(func() error {
-		return e.db.Query(ctx, e.sql["sweep"], []any{e.swept, e.reader.Cursor(), sweepRows}, func(s Scanner) (bool, error) {
-			var r claim.Row
-			var retries, due any
-			if err := s.Scan(&r.ID, &r.Slot, &r.Key, &r.Topic, &retries, &due); err != nil {
-				return false, err
-			}
-			count, last = count+1, r.ID
-			at, err := e.timeFrom(due)
-			if untried := retries == int64(0); err == nil && untried && at.After(now) {
-				return true, nil // it is delayed, and nobody is to know of it
-			}
-			rows = append(rows, r)
-			return true, nil
-		})
+	var known outline
+	return e.reading(func() (err error) {
+		known, err = e.outline(ctx, e.swept, e.reader.Cursor(), sweepRows)
+		return err
 	}, func() {
-		e.swept = last
-		if count < sweepRows {
+		e.swept = known.last
+		if !known.cut {
 			e.swept, e.nextSweep = 0, time.Now().Add(e.sweepInterval)
 		}
-		for _, r := range rows {
+		for _, r := range known.rows {
 			if _, held := e.leases[r.Slot]; held && e.queue.Misses(r) {
 				e.reader.Back(r.ID - 1)
 				e.swept, e.nextSweep = 0, time.Now().Add(e.sweepInterval)
@@ -51,4 +38,34 @@ func (e *Engine) sweep(ctx context.Context) error {
 			}
 		}
 	})
+}
+
+// outline is what the queue needs of rows, without their payloads, ascending. Delayed ones that were not tried yet are
+// left out: nobody is to know of them before they are due.
+type outline struct {
+	rows []claim.Row
+	last int64 // the last id that was read
+	cut  bool  // there may be more
+}
+
+// outline reads up to limit rows above after, up to through.
+func (e *Engine) outline(ctx context.Context, after, through int64, limit int) (outline, error) {
+	o, count, now := outline{last: after}, 0, e.passedNow()
+	err := e.db.Query(ctx, e.sql["sweep"], []any{after, through, limit}, func(s Scanner) (bool, error) {
+		r := &row{}
+		if err := s.Scan(&r.id, &r.slot, &r.msg.Key, &r.msg.Topic, &r.retries, &r.due); err != nil {
+			return false, err
+		}
+		count, o.last = count+1, r.id
+		retries, _ := r.retries.(int64) // what is damaged is told when the row is read whole
+		r.msg.Retries = int(retries)
+		r.msg.AvailableAt, _ = e.timeFrom(r.due)
+		if known, ok := e.rowFor(r, now); ok {
+			known.Message = nil
+			o.rows = append(o.rows, known)
+		}
+		return true, nil
+	})
+	o.cut = count == limit
+	return o, err
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/internal/claim"
 )
 
 // Claim implements [outbox.LeasedStore]. The first call starts a goroutine that renews the leases; it ends with
@@ -185,6 +186,9 @@ func (s *Store) startBeats() {
 func (s *Store) Settle(ctx context.Context, outcomes ...outbox.Outcome) error {
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if err := claim.CheckOutcomes(outcomes); err != nil {
+		return fmt.Errorf("memory: settle: %w", err)
 	}
 	s.db.mu.Lock()
 	defer s.db.mu.Unlock()
