@@ -27,7 +27,7 @@ const (
 
 // Publisher is a message.Publisher that writes messages to an outbox, within the transaction that each message's
 // context carries ([ContextWithTx]) or that the Publisher was bound to ([Publisher.WithTx]). It is safe for concurrent
-// use; calls of one Publisher, or with one context, on the same transaction wait for each other.
+// use; calls on the same transaction wait for each other.
 //
 // Publish is all or nothing, in one round trip: when it returns an error, nothing of that call is in the transaction.
 // After the commit a [Forwarder] publishes the messages to the broker.
@@ -38,7 +38,8 @@ type Publisher struct {
 	total    bool
 	required bool
 	ownTx    bool
-	bound    *boundTx
+	bound    bool // to tx
+	tx       any
 	observer Observer
 	err      error // of an option, for publishers whose constructor cannot return it
 }
@@ -124,7 +125,7 @@ func newPublisher(store Store, opts []PublisherOption) *Publisher {
 // WithTx returns a Publisher like p whose messages are all written in tx, whatever their contexts carry.
 func (p *Publisher) WithTx(tx any) *Publisher {
 	bound := *p
-	bound.bound = &boundTx{tx: tx}
+	bound.bound, bound.tx = true, tx
 	return &bound
 }
 
@@ -163,7 +164,7 @@ func (p *Publisher) Publish(topic string, msgs ...*message.Message) error {
 	if len(msgs) == 0 {
 		return nil
 	}
-	bound, err := p.txOf(msgs)
+	tx, err := p.txOf(msgs)
 	if err != nil {
 		return err
 	}
@@ -179,7 +180,7 @@ func (p *Publisher) Publish(topic string, msgs ...*message.Message) error {
 	if !unobserved {
 		begun = time.Now()
 	}
-	if err := p.save(ctx, bound, rows); err != nil {
+	if err := p.save(ctx, tx, rows); err != nil {
 		return fmt.Errorf("outbox: publish to %q: %w", topic, err)
 	}
 	if !unobserved {
@@ -188,18 +189,17 @@ func (p *Publisher) Publish(topic string, msgs ...*message.Message) error {
 	return nil
 }
 
-func (p *Publisher) save(ctx context.Context, bound *boundTx, rows []Message) error {
-	if bound == nil { // WithOwnTx, and no transaction in the context
-		return p.store.Save(ctx, nil, rows...)
+func (p *Publisher) save(ctx context.Context, tx any, rows []Message) error {
+	if tx != nil && isComparable(tx) { // nil is WithOwnTx, and no transaction in the context
+		lock := publishing.lock(tx)
+		defer publishing.unlock(tx, lock)
 	}
-	bound.mu.Lock()
-	defer bound.mu.Unlock()
-	return p.store.Save(ctx, bound.tx, rows...)
+	return p.store.Save(ctx, tx, rows...)
 }
 
 // txOf returns the transaction that all msgs carry, or nil if they carry none and need none.
-func (p *Publisher) txOf(msgs []*message.Message) (*boundTx, error) {
-	var common *boundTx
+func (p *Publisher) txOf(msgs []*message.Message) (any, error) {
+	var common any
 	for i, msg := range msgs {
 		if msg == nil {
 			return nil, fmt.Errorf("outbox: message %d of %d is nil: %w", i+1, len(msgs), ErrInvalidMessage)
@@ -207,32 +207,32 @@ func (p *Publisher) txOf(msgs []*message.Message) (*boundTx, error) {
 		if err := msg.Context().Err(); err != nil {
 			return nil, fmt.Errorf("outbox: message %d of %d: its context has ended: %w", i+1, len(msgs), err)
 		}
-		bound := p.bound
-		if bound == nil {
-			bound = boundTxFrom(msg.Context(), p.store)
+		tx := p.tx
+		if !p.bound {
+			tx, _ = TxFromContext(msg.Context(), p.store)
 		}
-		if i > 0 && !sameTx(bound, common) {
+		if i > 0 && !sameTx(tx, common) {
 			return nil, fmt.Errorf("outbox: the messages of one Publish call carry different transactions, the first and "+
 				"number %d; publish them in separate calls: %w", i+1, ErrInvalidMessage)
 		}
-		common = bound
+		common = tx
 	}
 	switch {
-	case common == nil && p.ownTx:
+	case common == nil && p.ownTx && !p.bound:
 		return nil, nil //nolint:nilnil // no transaction, and no error
-	case common == nil || common.tx == nil:
+	case common == nil:
 		return nil, ErrNoTx
-	case isNil(common.tx):
-		return nil, fmt.Errorf("outbox: the transaction is a nil %T; did Begin return an error? %w", common.tx, ErrInvalidTx)
+	case isNil(common):
+		return nil, fmt.Errorf("outbox: the transaction is a nil %T; did Begin return an error? %w", common, ErrInvalidTx)
 	}
 	return common, nil
 }
 
-func sameTx(a, b *boundTx) bool {
-	if a == b || a == nil || b == nil {
+func sameTx(a, b any) bool {
+	if a == nil || b == nil {
 		return a == b
 	}
-	return isComparable(a.tx) && isComparable(b.tx) && a.tx == b.tx
+	return isComparable(a) && isComparable(b) && a == b
 }
 
 // row makes the outbox row of msg. The metadata of delays and of the key become columns.

@@ -8,13 +8,6 @@ import (
 
 type txKey struct{ store Store }
 
-// boundTx is a transaction and the lock that serializes Publish calls on it: message.Publisher must be safe for
-// concurrent use, and a pgx.Tx is not.
-type boundTx struct {
-	mu sync.Mutex
-	tx any
-}
-
 // ContextWithTx returns a context that carries tx for store: a [Publisher] over the same store writes messages with
 // this context in tx. Two stores never take each other's transactions. The stores' own ContextWithTx methods do the
 // same with a typed tx.
@@ -22,26 +15,62 @@ func ContextWithTx(ctx context.Context, store Store, tx any) context.Context {
 	if !isComparable(store) {
 		return ctx // NewPublisher refuses such a store and says why
 	}
-	if b := boundTxFrom(ctx, store); b != nil && isComparable(tx) && b.tx == tx {
-		return ctx // the same transaction keeps its lock
-	}
-	return context.WithValue(ctx, txKey{store}, &boundTx{tx: tx})
+	return context.WithValue(ctx, txKey{store}, tx)
 }
 
 // TxFromContext returns the transaction that ctx carries for store.
 func TxFromContext(ctx context.Context, store Store) (any, bool) {
-	if b := boundTxFrom(ctx, store); b != nil && b.tx != nil {
-		return b.tx, true
+	if !isComparable(store) {
+		return nil, false
 	}
-	return nil, false
+	tx := ctx.Value(txKey{store})
+	return tx, tx != nil
 }
 
-func boundTxFrom(ctx context.Context, store Store) *boundTx {
-	if !isComparable(store) {
-		return nil
+// txLocks serializes Publish calls on one transaction: message.Publisher must be safe for concurrent use, and a pgx.Tx is
+// not. A lock exists while somebody holds it or waits for it, and each transaction has its own, since one may wait in the
+// database for another.
+type txLocks struct {
+	mu    sync.Mutex
+	locks map[any]*txLock
+	spare []*txLock
+}
+
+type txLock struct {
+	sync.Mutex
+	users int
+}
+
+var publishing = txLocks{locks: map[any]*txLock{}}
+
+// lock waits for tx. Call unlock with its result.
+func (l *txLocks) lock(tx any) *txLock {
+	l.mu.Lock()
+	lock := l.locks[tx]
+	if lock == nil {
+		if n := len(l.spare); n > 0 {
+			lock, l.spare = l.spare[n-1], l.spare[:n-1]
+		} else {
+			lock = &txLock{}
+		}
+		l.locks[tx] = lock
 	}
-	b, _ := ctx.Value(txKey{store}).(*boundTx)
-	return b
+	lock.users++
+	l.mu.Unlock()
+	lock.Lock()
+	return lock
+}
+
+func (l *txLocks) unlock(tx any, lock *txLock) {
+	lock.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if lock.users--; lock.users == 0 {
+		delete(l.locks, tx)
+		if len(l.spare) < 64 {
+			l.spare = append(l.spare, lock)
+		}
+	}
 }
 
 // isComparable reports whether v can be a part of a context key without a panic.
