@@ -96,6 +96,10 @@ type Features struct {
 	Inspector     bool
 	StatsReporter bool
 
+	// Deaf says that Notify hears nothing here, as behind a pooler that shares connections out: it must say so, and not
+	// wait in vain.
+	Deaf bool
+
 	// MaxRetries is after how many calls of MarkFailed a message is set aside; 0 means that of
 	// [outbox.DefaultConfig]. Messages of a store without leases can get there only by waiting for each backoff, so
 	// make it small for such a store, and leave the first backoff at about a tenth of a second.

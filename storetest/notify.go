@@ -58,6 +58,11 @@ func notifyWakes(e *env, writer outbox.Store) {
 			}
 		})
 	}()
+	if e.features.Deaf {
+		e.deaf(ended)
+		cancel()
+		return
+	}
 	saved, wakes := 0, 0
 	e.poll("Notify calls wake when messages are committed", func() bool {
 		tx := e.begin(writer)
@@ -76,6 +81,17 @@ func notifyWakes(e *env, writer outbox.Store) {
 	e.await(s, numbered("m", saved)...)
 	cancel()
 	e.awaitEnd(ended)
+}
+
+// deaf waits for the error of a Notify that hears nothing.
+func (e *env) deaf(ended <-chan error) {
+	e.Helper()
+	select {
+	case err := <-ended:
+		require.Error(e, err, "Notify, where nothing gets through, must not wait in vain")
+	case <-time.After(patience):
+		require.Fail(e, "Notify must return an error where nothing gets through")
+	}
 }
 
 func (e *env) awaitEnd(ended <-chan error) {

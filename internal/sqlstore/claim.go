@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 
 	"github.com/watermill-outbox/outbox"
@@ -70,8 +71,17 @@ func (e *Engine) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Messa
 
 // CheckSchema implements outbox.SchemaChecker.
 func (e *Engine) CheckSchema(ctx context.Context) error {
-	return e.fail("check the schema",
-		e.db.Query(ctx, e.sql["check"], nil, func(Scanner) (bool, error) { return true, nil }))
+	err := e.db.Query(ctx, e.sql["check"], nil, func(Scanner) (bool, error) { return true, nil })
+	if err != nil || !e.dialect.Late {
+		return e.fail("check the schema", err)
+	}
+	table, wrong := e.names.Table("outbox_messages"), ""
+	err = e.db.Query(ctx, e.sql["check_sequence"], []any{table}, func(s Scanner) (bool, error) { return true, s.Scan(&wrong) })
+	if err == nil && wrong != "" {
+		err = fmt.Errorf("the ids of %s: %s; messages could be missed: ALTER TABLE %s ALTER COLUMN id SET GENERATED ALWAYS "+
+			"SET CACHE 1 SET INCREMENT BY 1 SET NO CYCLE", table, wrong, table)
+	}
+	return e.fail("check the schema", err)
 }
 
 // fill reads what may be claimed next, about n messages of it. more is false when there is nothing left to read. The

@@ -40,9 +40,11 @@ type Dialect struct {
 	Late bool
 	// Arrays is set where Batch makes an argument of each column, and an INSERT of many rows takes them.
 	Arrays bool
-	// Slots is set where there is more than one: then reads take the slots of this instance as their last argument, and
+	// Channel is where an INSERT notifies relays that listen, by pg_notify; empty for none.
+	Channel string
+	// Slots is how many there are. With more than one, reads take the slots of this instance as their last argument, and
 	// give no payload of others.
-	Slots bool
+	Slots int
 }
 
 // Times converts between Go's times and the dialect's columns.
@@ -81,17 +83,20 @@ type queries map[string]string
 
 // lateNames are those of a dialect with Late, slotNames with Slots, arrayNames with Arrays.
 var (
-	lateNames  = []string{"read_runs", "holders"}
+	lateNames  = []string{"read_runs", "holders", "check_sequence"}
 	slotNames  = []string{"relay_beat", "relay_leave", "relays_live"}
 	arrayNames = []string{"insert_many"}
 )
+
+// notifying is the end of the name of a statement that notifies, too.
+const notifying = "_notifying"
 
 func (d *Dialect) render(names sqlname.Names) (queries, error) {
 	q, files := queries{}, slices.Clone(queryNames)
 	for _, more := range []struct {
 		has   bool
 		names []string
-	}{{d.Late, lateNames}, {d.Slots, slotNames}, {d.Arrays, arrayNames}} {
+	}{{d.Late, lateNames}, {d.Slots > 1, slotNames}, {d.Arrays, arrayNames}} {
 		if more.has {
 			files = append(files, more.names...)
 		}
@@ -102,6 +107,11 @@ func (d *Dialect) render(names sqlname.Names) (queries, error) {
 			return nil, fmt.Errorf("outbox: dialect %s: %w", d.Name, err)
 		}
 		q[name] = names.Render(strings.TrimRight(string(text), "; \n"))
+	}
+	if d.Channel != "" {
+		for name, parameters := range map[string]int{"insert": 6, "insert_many": 6} {
+			q[name+notifying] = fmt.Sprintf("WITH saved AS (\n%s\n)\nSELECT pg_notify($%d::text, '')", q[name], parameters+1)
+		}
 	}
 	return q, nil
 }

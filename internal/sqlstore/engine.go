@@ -5,8 +5,10 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/watermill-outbox/outbox"
@@ -20,6 +22,8 @@ type Options struct {
 	Schema   string
 	Prefix   string
 	LeaseTTL time.Duration
+	// NoNotify is for dialects that notify.
+	NoNotify bool
 	// SweepInterval is for tests.
 	SweepInterval time.Duration
 }
@@ -64,6 +68,9 @@ type Engine struct {
 	nextBalance time.Time // when to look again who has which slots
 	reader      scan.Reader
 	due         dueCursor // all delayed rows up to it have been read
+	server      server    // that was last read from
+	looked      time.Time // when that was
+	notBefore   time.Time // when slots may be taken again
 	swept       int64     // the sweep under way has looked at all rows up to it
 	nextSweep   time.Time
 
@@ -78,8 +85,9 @@ type Engine struct {
 	stopBeat  context.CancelFunc // nil while there is no heartbeat
 	closed    bool
 
-	begun time.Time // what claim.Queue counts time from
-	beats sync.WaitGroup
+	begun    time.Time    // what claim.Queue counts time from
+	notified atomic.Int64 // when the last wake-up was sent, on the same scale
+	beats    sync.WaitGroup
 }
 
 type dueCursor struct {
@@ -111,6 +119,7 @@ func New(self outbox.Store, db DB, dialect Dialect, opts Options) (*Engine, erro
 		tell: func(outbox.Event) {}, begun: time.Now(), sweepInterval: opts.SweepInterval,
 		reader: scan.Reader{InOrder: !dialect.Late},
 	}
+	e.notified.Store(math.MinInt64 / 2)
 	e.forget()
 	return e, nil
 }

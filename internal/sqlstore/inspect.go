@@ -132,8 +132,16 @@ func (e *Engine) Pending(ctx context.Context, tx any, limit int) ([]outbox.Messa
 	if err != nil {
 		return nil, err
 	}
+	args := []any{0, int64(math.MaxInt64), limit}
+	if e.dialect.Slots > 1 {
+		all := make([]int64, e.dialect.Slots)
+		for i := range all {
+			all[i] = int64(i)
+		}
+		args = append(args, e.dialect.Batch(all)...)
+	}
 	var msgs []outbox.Message
-	err = conn.Query(ctx, e.sql["read"], []any{0, int64(math.MaxInt64), limit}, func(s Scanner) (bool, error) {
+	err = conn.Query(ctx, e.sql["read"], args, func(s Scanner) (bool, error) {
 		r := &row{}
 		if err := r.scan(s); err != nil {
 			return false, err

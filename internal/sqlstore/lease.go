@@ -25,6 +25,8 @@ func (e *Engine) lead(ctx context.Context) error {
 	switch {
 	case closed:
 		return outbox.ErrClosed
+	case time.Now().Before(e.notBefore):
+		return outbox.ErrNoLease
 	case held == 0 || !time.Now().Before(e.nextBalance):
 		gained, err := e.balance(ctx, held)
 		if err != nil {
@@ -119,7 +121,7 @@ func (e *Engine) giveSurplus(ctx context.Context, surplus []int) error {
 
 // liveRelays returns how many instances there are to share the slots with, this one included.
 func (e *Engine) liveRelays(ctx context.Context) (live int, err error) {
-	if !e.dialect.Slots {
+	if e.dialect.Slots <= 1 {
 		return 1, nil
 	}
 	if !e.present {
@@ -206,7 +208,7 @@ func (e *Engine) startBeat() {
 func (e *Engine) renew(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, e.ttl/2)
 	defer cancel()
-	if e.dialect.Slots {
+	if e.dialect.Slots > 1 {
 		if err := e.beat(ctx); err != nil {
 			return // as below
 		}

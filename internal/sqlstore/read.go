@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"cmp"
 	"context"
+	"errors"
 	"math"
 	"slices"
 	"time"
@@ -60,7 +61,7 @@ func (e *Engine) read(ctx context.Context, conn Conn, query string, limit, maxBy
 
 // readArgs appends the slots whose payloads are wanted, where there are several.
 func (e *Engine) readArgs(args []any) []any {
-	if !e.dialect.Slots {
+	if e.dialect.Slots <= 1 {
 		return args
 	}
 	e.mu.Lock()
@@ -74,6 +75,22 @@ func (e *Engine) readArgs(args []any) []any {
 
 // readOn reads the rows behind the cursor, unless hot is false, and those that have come late before it.
 func (e *Engine) readOn(ctx context.Context, n, maxBytes int, hot bool) (more bool, err error) {
+	more, err = e.fetch(ctx, n, maxBytes, hot)
+	if errors.Is(err, errRestarted) {
+		e.reader.Restarted()
+		more, err = e.fetch(ctx, n, maxBytes, hot)
+	}
+	switch {
+	case errors.Is(err, errOtherHistory):
+		e.startOver(err)
+		return false, outbox.ErrNoLease
+	case err != nil:
+		e.looked = time.Time{} // the next read looks whether the server is another
+	}
+	return more, err
+}
+
+func (e *Engine) fetch(ctx context.Context, n, maxBytes int, hot bool) (more bool, err error) {
 	fetch := e.reader.Begin()
 	if !hot && fetch.Quiet() {
 		return false, nil
@@ -137,7 +154,7 @@ func (e *Engine) readSnapshot(
 		}
 		shown = merge(shown, next, maxBytes)
 	}
-	if !e.dialect.Late || (fetch.Quiet() && len(shown.rows) == 0) {
+	if !e.dialect.Late || (fetch.Quiet() && len(shown.rows) == 0 && time.Since(e.looked) < lookInterval) {
 		return shown, catchUp, nil
 	}
 	holders, lastValue, err := e.holders(ctx, conn)
@@ -179,22 +196,6 @@ func merge(a, b page, maxBytes int) page {
 		bytes += r.size
 	}
 	return page{rows: rows, cut: cut}
-}
-
-// holders returns the transactions that may still commit ids below the last value of the sequence, and that.
-func (e *Engine) holders(ctx context.Context, conn Conn) (list []scan.Holder, lastValue int64, err error) {
-	err = conn.Query(ctx, e.sql["holders"], nil, func(s Scanner) (bool, error) {
-		var id *string
-		var prepared *bool
-		if err := s.Scan(&lastValue, &id, &prepared); err != nil {
-			return false, err
-		}
-		if id != nil {
-			list = append(list, scan.Holder{ID: *id, Prepared: *prepared})
-		}
-		return true, nil
-	})
-	return list, lastValue, err
 }
 
 // databaseNow is the database's time, going by what it was when slots were last taken or renewed.

@@ -64,21 +64,40 @@ func (e *Engine) insert(ctx context.Context, conn Conn, msgs []outbox.Message) e
 
 // insertion returns one statement for all of msgs.
 func (e *Engine) insertion(msgs []outbox.Message) (query string, args []any, err error) {
+	name := "insert"
 	if e.dialect.Arrays && len(msgs) > 1 {
-		args, err = e.columns(msgs)
-		return e.sql["insert_many"], args, err
-	}
-	args = make([]any, 0, 6*len(msgs))
-	for i := range msgs {
-		if args, err = e.appendRow(args, &msgs[i]); err != nil {
+		name = "insert_many"
+		if args, err = e.columns(msgs); err != nil {
 			return "", nil, err
 		}
+	} else {
+		args = make([]any, 0, 6*len(msgs)+1)
+		for i := range msgs {
+			if args, err = e.appendRow(args, &msgs[i]); err != nil {
+				return "", nil, err
+			}
+		}
 	}
-	query = e.sql["insert"]
-	if len(msgs) > 1 {
-		query = repeatRow(query, len(msgs))
+	switch {
+	case e.notifies():
+		return e.sql[name+notifying], append(args, e.dialect.Channel), nil
+	case name == "insert" && len(msgs) > 1:
+		return repeatRow(e.sql[name], len(msgs)), args, nil
 	}
-	return query, args, nil
+	return e.sql[name], args, nil
+}
+
+// notifyInterval is the shortest time between two wake-ups of this process: all transactions of a database that notify
+// commit one after another, and a relay polls for longer than that after any activity.
+const notifyInterval = 100 * time.Millisecond
+
+// notifies tells whether this INSERT is to wake the relays.
+func (e *Engine) notifies() bool {
+	if e.dialect.Channel == "" {
+		return false
+	}
+	now, last := e.tick(), e.notified.Load()
+	return now-last >= int64(notifyInterval) && e.notified.CompareAndSwap(last, now)
 }
 
 // columns are the arguments of insert_many.

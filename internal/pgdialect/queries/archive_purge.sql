@@ -1,0 +1,10 @@
+-- One chunk. An id alone does not tell a row: see archive.sql.
+DELETE FROM outbox_archive
+WHERE ctid = ANY (ARRAY(
+    SELECT ctid
+    FROM outbox_archive
+    WHERE status = 'processed' AND processed_at < $1::timestamptz
+    ORDER BY processed_at
+    LIMIT $2::bigint
+    FOR UPDATE SKIP LOCKED
+));

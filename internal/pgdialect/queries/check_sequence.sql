@@ -1,0 +1,11 @@
+-- Tells what is wrong with the ids of the table $1, if anything is: late commits are found by ids that come one by one.
+SELECT CASE
+           WHEN a.attidentity <> 'a' THEN 'the column is not GENERATED ALWAYS AS IDENTITY'
+           WHEN s.seqcache <> 1 OR s.seqincrement <> 1 OR s.seqcycle
+               THEN format('its sequence has CACHE %s, INCREMENT BY %s%s', s.seqcache, s.seqincrement,
+                           CASE WHEN s.seqcycle THEN ', CYCLE' END)
+           ELSE ''
+       END
+FROM pg_attribute a
+LEFT JOIN pg_sequence s ON s.seqrelid = pg_get_serial_sequence($1::text, 'id')::regclass
+WHERE a.attrelid = $1::text::regclass AND a.attname = 'id';

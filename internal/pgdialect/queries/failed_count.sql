@@ -1,0 +1,3 @@
+SELECT count(*)
+FROM outbox_archive
+WHERE status = 'failed';

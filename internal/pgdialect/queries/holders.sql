@@ -1,0 +1,8 @@
+-- The last value of the sequence; who holds its lock, and so may commit an id up to that one later, or null for nobody;
+-- whether that is a prepared transaction; and which server this is, since when, and whether it is a standby.
+SELECT s.last_value, l.virtualtransaction, l.pid IS NULL,
+       CASE WHEN pg_is_in_recovery() THEN '' ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END,
+       pg_postmaster_start_time()::text, pg_is_in_recovery()
+FROM outbox_messages_id_seq s
+LEFT JOIN pg_locks l ON l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted AND l.relation = s.tableoid AND
+                        l.database = (SELECT oid FROM pg_database WHERE datname = current_database());

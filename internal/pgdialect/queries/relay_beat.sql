@@ -1,0 +1,5 @@
+-- Tells that $1 is there, for $2 milliseconds. Whoever has been away for an hour does not come back by that name.
+WITH gone AS (DELETE FROM outbox_relays WHERE expires_at < clock_timestamp() - interval '1 hour')
+INSERT INTO outbox_relays (name, expires_at)
+VALUES ($1::text, clock_timestamp() + $2::bigint * interval '1 millisecond')
+ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at;

@@ -1,0 +1,2 @@
+DELETE FROM outbox_relays
+WHERE name = $1::text;

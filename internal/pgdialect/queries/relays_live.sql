@@ -1,0 +1,3 @@
+SELECT count(*)
+FROM outbox_relays
+WHERE expires_at > clock_timestamp();

@@ -1,0 +1,118 @@
+package pgxstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/internal/sqlstore"
+)
+
+// endTimeout is how long a transaction of the engine's own may take to commit or roll back.
+const endTimeout = 30 * time.Second
+
+// querier is a pool or a transaction.
+type querier interface {
+	Exec(ctx context.Context, query string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, query string, args ...any) (pgx.Rows, error)
+}
+
+// conn is a sqlstore.Conn.
+type conn struct{ q querier }
+
+func (c conn) Exec(ctx context.Context, query string, args ...any) (int64, error) {
+	tag, err := c.q.Exec(ctx, query, args...)
+	return tag.RowsAffected(), err
+}
+
+func (c conn) Query(ctx context.Context, query string, args []any, each func(sqlstore.Scanner) (bool, error)) error {
+	rows, err := c.q.Query(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		more, err := each(rows)
+		if err != nil || !more {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// poolDB is a sqlstore.DB.
+type poolDB struct{ pool *pgxpool.Pool }
+
+func (d poolDB) Exec(ctx context.Context, query string, args ...any) (int64, error) {
+	return conn{d.pool}.Exec(ctx, query, args...)
+}
+
+func (d poolDB) Query(ctx context.Context, query string, args []any, each func(sqlstore.Scanner) (bool, error)) error {
+	return conn{d.pool}.Query(ctx, query, args, each)
+}
+
+func (d poolDB) Begin(ctx context.Context) (sqlstore.Tx, error) {
+	tx, err := d.pool.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return ownTx{conn{tx}, tx}, nil
+}
+
+func (d poolDB) Snapshot(ctx context.Context, fn func(sqlstore.Conn) error) error {
+	tx, err := d.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+	if err != nil {
+		return err
+	}
+	own := ownTx{conn{tx}, tx}
+	if err := fn(own); err != nil {
+		return errors.Join(err, own.Rollback())
+	}
+	return own.Commit()
+}
+
+func (d poolDB) AsTx(tx any) (sqlstore.Conn, error) {
+	t, ok := tx.(pgx.Tx)
+	if !ok {
+		return nil, fmt.Errorf("a %T: %w: it takes a pgx.Tx; on a pool or a connection each statement would commit by itself",
+			tx, outbox.ErrInvalidTx)
+	}
+	if v := reflect.ValueOf(tx); v.Kind() == reflect.Pointer && v.IsNil() {
+		return nil, fmt.Errorf("a nil %T: %w", tx, outbox.ErrInvalidTx)
+	}
+	return conn{t}, nil
+}
+
+func (d poolDB) IsHandle(v any) bool {
+	pool, ok := v.(*pgxpool.Pool)
+	return ok && pool == d.pool
+}
+
+func (d poolDB) Close() error { return nil }
+
+// ownTx is a transaction of the engine's own. It ends on a context of its own.
+type ownTx struct {
+	conn
+	tx pgx.Tx
+}
+
+func (t ownTx) Handle() any { return t.tx }
+
+func (t ownTx) Commit() error {
+	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+	defer cancel()
+	return t.tx.Commit(ctx)
+}
+
+func (t ownTx) Rollback() error {
+	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+	defer cancel()
+	return t.tx.Rollback(ctx)
+}
