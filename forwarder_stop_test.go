@@ -284,10 +284,10 @@ func TestForwarder_CloseWhileRunBegins(t *testing.T) {
 		var both sync.WaitGroup
 		both.Go(func() {
 			if err := f.Run(context.Background()); err != nil {
-				require.ErrorIs(t, err, outbox.ErrClosed)
+				assert.ErrorIs(t, err, outbox.ErrClosed)
 			}
 		})
-		both.Go(func() { require.NoError(t, f.Close()) })
+		both.Go(func() { assert.NoError(t, f.Close()) })
 		both.Wait()
 		other := store.NewInstance()
 		_, err = other.Claim(t.Context(), 1, 1<<20)

@@ -2,11 +2,13 @@ package outbox_test
 
 import (
 	"context"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
 	"github.com/watermill-outbox/outbox"
@@ -39,5 +41,29 @@ func TestForwarder_IsWoken_ByACommitDuringAClaim(t *testing.T) {
 		begun := time.Now()
 		b.await(t, 1)
 		require.Less(t, time.Since(begun), time.Minute)
+	})
+}
+
+func TestForwarder_RetriesInTime_HoweverLongMarkingTakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const messages = 50
+		store, b := &heldStore{Store: newMemory(t)}, newBroker()
+		store.settle = func() error { time.Sleep(time.Second); return nil }
+		attempts := map[string]int{}
+		b.answer = func(_ string, msg *message.Message) error {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			if attempts[msg.UUID]++; attempts[msg.UUID] == 1 {
+				return errDown
+			}
+			return nil
+		}
+		for i := range messages {
+			publish(t, store, strconv.Itoa(i), newMessage("x", "")) // one each is no outage
+		}
+		begun := time.Now()
+		run(t, store, b, outbox.WithPollInterval(time.Hour))
+		b.await(t, messages)
+		require.Less(t, time.Since(begun), 5*time.Second, "two marks and a wait, on the fake clock")
 	})
 }

@@ -4,10 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
-
-	"github.com/ThreeDotsLabs/watermill"
 )
 
 const (
@@ -20,6 +19,8 @@ const (
 	settleTimeout = 10 * time.Second
 	// maxBatches is how many batches one grant may be for.
 	maxBatches = 4
+	// drainAttempts is how many claims in a row may fail before Drain gives up: half a second's, and their own time.
+	drainAttempts = 8
 	// standbyPoll is the longest wait of an instance that holds no lease.
 	standbyPoll = 250 * time.Millisecond
 )
@@ -45,16 +46,18 @@ type relay struct {
 	results chan result
 	marks   chan marks
 	marked  chan marks
-	due     chan struct{} // a message that has failed may be due again; capacity 1
 	done    chan struct{} // closed at the end, for workers that come back late
 
 	fetchCtx, workCtx context.Context //nolint:containedctx // they end at different steps of a stop
+	stopFetch         context.CancelFunc
 	giveUp            context.Context //nolint:containedctx // ends the marker's attempts
 	goroutines        sync.WaitGroup
 
 	// The loop's own.
 	dispatcher *dispatcher
-	started    int // workers that have not ended, those of stalled calls included
+	begun      time.Time
+	retries    []time.Time // when messages that have failed are due again, ascending
+	started    int         // workers that have not ended, those of stalled calls included
 	granted    bool
 	full       bool // the last claim brought all that it was to
 	again      bool // something has come up since the grant, which its claim may not have seen
@@ -64,7 +67,10 @@ type relay struct {
 	lastActive time.Time
 	pollDelay  time.Duration
 	claimErr   error // of the last claim
+	claimFails int   // in a row, ErrNoLease aside
 	stopping   bool
+	deadline   <-chan time.Time // the close timeout, once stopping
+	fatal      error            // what has stopped it, if not its context
 	drained    bool
 }
 
@@ -91,19 +97,19 @@ func newRelay(f *Forwarder, drain bool) *relay {
 		f: f, cfg: &f.cfg, store: f.store, drain: drain,
 		grants: make(chan grant, 1), claims: make(chan claimed, maxBatches),
 		jobs: make(chan *item, f.cfg.Concurrency), results: make(chan result, f.cfg.Concurrency),
-		marks: make(chan marks), marked: make(chan marks, 1), due: make(chan struct{}, 1), done: make(chan struct{}),
-		dispatcher: newDispatcher(&f.cfg, f.observe),
+		marks: make(chan marks), marked: make(chan marks, 1), done: make(chan struct{}),
+		dispatcher: newDispatcher(&f.cfg, f.observe), begun: time.Now(),
 	}
 }
 
 // run relays until ctx ends or, when draining, until nothing is left.
 func (r *relay) run(ctx context.Context) error {
 	base := ContextWithObserver(context.WithoutCancel(ctx), ObserverFunc(func(_ context.Context, e Event) { r.f.observe(e) }))
-	var stopFetch, stopWork, stopMarks context.CancelFunc
-	r.fetchCtx, stopFetch = context.WithCancel(base)
+	var stopWork, stopMarks context.CancelFunc
+	r.fetchCtx, r.stopFetch = context.WithCancel(base)
 	r.workCtx, stopWork = context.WithCancel(base)
 	r.giveUp, stopMarks = context.WithCancel(base)
-	defer stopFetch()
+	defer r.stopFetch()
 	defer stopWork()
 	defer stopMarks()
 
@@ -113,9 +119,10 @@ func (r *relay) run(ctx context.Context) error {
 		r.goroutines.Go(r.notify)
 		r.goroutines.Go(r.cleanUp)
 	}
-	err := r.loop(ctx, stopFetch)
+	err := r.loop(ctx)
+	err = errors.Join(r.fatal, err)
 
-	stopFetch()
+	r.stopFetch()
 	stopWork() // Publish calls that are still running are told to end
 	stopMarks()
 	close(r.done)
@@ -132,16 +139,12 @@ func (r *relay) run(ctx context.Context) error {
 }
 
 // loop returns when everything has stopped, or the close timeout is over.
-func (r *relay) loop(ctx context.Context, stopFetch context.CancelFunc) error {
+func (r *relay) loop(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	var deadline <-chan time.Time
 	stop := ctx.Done()
 	for {
 		now := time.Now()
-		if err := r.fatal(); err != nil {
-			return err
-		}
 		if (r.drained || r.stopping) && !r.granted && !r.marking && r.dispatcher.idle() {
 			return nil
 		}
@@ -161,18 +164,15 @@ func (r *relay) loop(ctx context.Context, stopFetch context.CancelFunc) error {
 		case m := <-r.marked:
 			r.marking = false
 			r.dispatcher.marked(m)
+			r.awaitRetries(m.outcomes, time.Now())
 			r.pollWithin(shortPoll) // keys have become free
 		case <-r.f.wake:
 			r.pollWithin(0)
-		case <-r.due:
-			r.pollWithin(0)
 		case <-timer.C:
 		case <-stop:
-			stop, r.stopping = nil, true
-			stopFetch()
-			r.dispatcher.releaseWaiting(time.Now())
-			deadline = time.After(r.cfg.CloseTimeout)
-		case <-deadline:
+			stop = nil
+			r.stop()
+		case <-r.deadline:
 			running := r.dispatcher.publishing.n
 			return fmt.Errorf("outbox: %w: after %v, %d Publish calls were still running and %d messages could not be marked; "+
 				"all of them stay in the outbox, and are published again", ErrCloseTimeout, r.cfg.CloseTimeout, running,
@@ -181,20 +181,24 @@ func (r *relay) loop(ctx context.Context, stopFetch context.CancelFunc) error {
 	}
 }
 
-// fatal returns an error of the last claim that makes it pointless to go on.
-func (r *relay) fatal() error {
-	switch {
-	case r.claimErr == nil || r.stopping:
-		return nil
-	case errors.Is(r.claimErr, ErrNotMigrated) || errors.Is(r.claimErr, ErrClosed) || r.drain:
-		return r.claimErr
+// stop begins the end: nothing more is claimed or sent, what is being published and marked gets the close timeout.
+func (r *relay) stop() {
+	if r.stopping {
+		return
 	}
-	return nil
+	r.stopping = true
+	r.stopFetch()
+	r.dispatcher.releaseWaiting(time.Now())
+	r.deadline = time.After(r.cfg.CloseTimeout)
 }
 
 func (r *relay) tick(now time.Time) {
 	r.dispatcher.tick(now)
 	if r.dispatcher.outages.tick(now) {
+		r.pollWithin(0)
+	}
+	for len(r.retries) > 0 && !r.retries[0].After(now) {
+		r.retries = r.retries[1:]
 		r.pollWithin(0)
 	}
 	if r.dispatcher.outages.changed {
@@ -261,7 +265,7 @@ func (r *relay) take(c claimed, now time.Time) {
 		return
 	}
 	if r.claimErr != nil {
-		r.claimErr, r.pollDelay = nil, 0
+		r.claimErr, r.claimFails, r.pollDelay = nil, 0, 0
 	}
 	r.f.claimedOnce(true)
 	r.drained = r.drain && c.idle && len(c.msgs) == 0
@@ -283,8 +287,18 @@ func (r *relay) take(c claimed, now time.Time) {
 	}
 }
 
+// claimFailed decides whether waiting may mend what is wrong.
 func (r *relay) claimFailed(err error, now time.Time) {
-	if errors.Is(err, ErrNoLease) {
+	noLease := errors.Is(err, ErrNoLease)
+	if !noLease {
+		r.claimFails++
+	}
+	if errors.Is(err, ErrNotMigrated) || errors.Is(err, ErrClosed) || (r.drain && (noLease || r.claimFails == drainAttempts)) {
+		r.fatal = err
+		r.stop()
+		return
+	}
+	if noLease {
 		r.f.claimedOnce(false)
 		r.claimErr = err
 		r.nextPoll = now.Add(min(r.cfg.PollInterval, standbyPoll))
@@ -314,9 +328,7 @@ func (r *relay) takeResults(res result) {
 			r.started-- // its worker has ended
 		}
 		r.dispatcher.returned(res.item, res.err, now)
-		if res.err != nil {
-			r.wakeForRetry()
-		} else {
+		if res.err == nil {
 			r.lastActive = now // claims alone are none: in an outage they come to nothing
 		}
 		if n == r.cfg.Concurrency {
@@ -330,16 +342,16 @@ func (r *relay) takeResults(res result) {
 	}
 }
 
-// wakeForRetry has the store asked when the message that has just failed is due again.
-func (r *relay) wakeForRetry() {
-	if n := len(r.dispatcher.pending.outcomes); n > 0 {
-		if after := r.dispatcher.pending.outcomes[n-1].RetryAfter; after > 0 {
-			time.AfterFunc(after+shortPoll, func() {
-				select {
-				case r.due <- struct{}{}:
-				default:
-				}
-			})
+// awaitRetries notes when to ask the store for messages that wait for their next attempt: the store's wait has begun
+// when it was told. Times are rounded up, so that there are not more than there are polls.
+func (r *relay) awaitRetries(outcomes []Outcome, now time.Time) {
+	for i := range outcomes {
+		if outcomes[i].Status != StatusPending {
+			continue
+		}
+		at := r.begun.Add((now.Sub(r.begun) + outcomes[i].RetryAfter).Truncate(shortPoll) + shortPoll)
+		if i, known := slices.BinarySearchFunc(r.retries, at, time.Time.Compare); !known {
+			r.retries = slices.Insert(r.retries, i, at)
 		}
 	}
 }
@@ -371,150 +383,10 @@ func (r *relay) untilNext(now time.Time) time.Duration {
 	if !r.marking && !r.dispatcher.pending.empty() {
 		earlier(r.dispatcher.pendingSince.Add(linger))
 	}
+	if len(r.retries) > 0 {
+		earlier(r.retries[0])
+	}
 	earlier(r.dispatcher.nextTick())
 	earlier(r.dispatcher.outages.nextProbe())
 	return max(next.Sub(now), 100*time.Microsecond)
-}
-
-// fetch is the fetcher.
-func (r *relay) fetch() {
-	for g := range r.grants {
-		for last := false; !last; {
-			begun, n := time.Now(), min(g.limit, r.cfg.BatchSize)
-			msgs, err := r.store.Claim(r.fetchCtx, n, g.bytes)
-			if len(msgs) > 0 && r.f.observing {
-				r.f.observe(ClaimedEvent{Messages: msgs, Duration: time.Since(begun)})
-			}
-			g.limit -= n
-			for i := range msgs {
-				g.bytes -= msgs[i].Size()
-			}
-			last = err != nil || len(msgs) < n || g.limit <= 0 || g.bytes <= 0
-			r.claims <- claimed{msgs: msgs, full: len(msgs) == n, last: last, idle: g.idle, err: err} // there is room
-			g.idle = false
-		}
-	}
-}
-
-func (r *relay) work() {
-	for it := range r.jobs {
-		err := r.publish(it)
-		stalled := !it.phase.CompareAndSwap(phaseSent, phaseReturned)
-		select {
-		case r.results <- result{it, err}: // there is room, except after many calls that stalled
-		default:
-			select {
-			case r.results <- result{it, err}:
-			case <-r.done:
-				return
-			}
-		}
-		if stalled {
-			return // another worker has taken this one's place
-		}
-	}
-}
-
-// publish hands one message to the broker's publisher.
-func (r *relay) publish(it *item) error {
-	if !r.store.Owned(it.msg.ID) {
-		return errLost
-	}
-	if !r.f.observing {
-		return r.publishRecovered(it)
-	}
-	begun := time.Now()
-	err := r.publishRecovered(it)
-	if err == nil {
-		r.f.observe(PublishedEvent{Message: it.msg, Duration: time.Since(begun)})
-	}
-	return err
-}
-
-// publishRecovered makes an error of the publisher's panic, and of nobody else's.
-func (r *relay) publishRecovered(it *item) (err error) {
-	defer func() {
-		if value := recover(); value != nil {
-			err = panicError{value}
-		}
-	}()
-	msg := it.msg.Watermill()
-	msg.SetContext(r.workCtx)
-	return r.f.publisher.Publish(it.msg.Topic, msg)
-}
-
-// mark is the marker. It tries each batch until the store has it.
-func (r *relay) mark() {
-	for m := range r.marks {
-		for attempt := 1; !r.tell(m); attempt++ {
-			select {
-			case <-r.giveUp.Done():
-			case <-time.After(fullJitter(50*time.Millisecond, 5*time.Second, attempt)):
-				continue
-			}
-			break
-		}
-		r.marked <- m
-	}
-}
-
-// tell tells the store once, on a context that a stop does not end.
-func (r *relay) tell(m marks) bool {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.workCtx), settleTimeout)
-	defer cancel()
-	if len(m.outcomes) > 0 {
-		err := r.store.Settle(ctx, m.outcomes...)
-		if err != nil && !errors.Is(err, ErrNotClaimed) {
-			r.cfg.Logger.Error("Marking messages failed, will be tried again", err, watermill.LogFields{
-				"messages": len(m.outcomes),
-			})
-			return errors.Is(err, ErrClosed)
-		}
-	}
-	if len(m.released) > 0 {
-		if err := r.store.Release(ctx, m.released...); err != nil {
-			r.cfg.Logger.Error("Releasing messages failed", err, watermill.LogFields{"messages": len(m.released)})
-		}
-	}
-	return true
-}
-
-// notify has the store wake the loop, where it can.
-func (r *relay) notify() {
-	notifier, ok := r.store.(Notifier)
-	for ok && r.fetchCtx.Err() == nil {
-		err := notifier.Notify(r.fetchCtx, r.f.Wake)
-		if r.fetchCtx.Err() != nil {
-			return
-		}
-		r.cfg.Logger.Debug("Noticing commits failed, polling instead", watermill.LogFields{"err": err})
-		select {
-		case <-r.fetchCtx.Done():
-		case <-time.After(10 * time.Second):
-		}
-	}
-}
-
-// cleanUp deletes archived messages past their retention, on the instance that relays.
-func (r *relay) cleanUp() {
-	if r.cfg.Retention <= 0 {
-		return
-	}
-	for {
-		next := min(r.cfg.CleanupInterval, time.Second) // until it is known who relays
-		if r.f.leading.Load() {
-			next = r.cfg.CleanupInterval
-			n, err := r.store.DeleteProcessedBefore(r.fetchCtx, time.Now().Add(-r.cfg.Retention))
-			if err != nil && r.fetchCtx.Err() == nil {
-				r.cfg.Logger.Error("Deleting old messages failed, will be tried again", err, nil)
-			} else if n > 0 {
-				r.cfg.Logger.Debug("Deleted messages past their retention", watermill.LogFields{"deleted": n})
-			}
-		}
-		select {
-		case <-r.fetchCtx.Done():
-			return
-		case <-time.After(next):
-		}
-	}
 }

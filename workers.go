@@ -1,0 +1,157 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+)
+
+// The goroutines of a relay beside its loop. None of them owns anything but what it has been sent.
+
+// fetch is the fetcher.
+func (r *relay) fetch() {
+	for g := range r.grants {
+		for last := false; !last; {
+			begun, n := time.Now(), min(g.limit, r.cfg.BatchSize)
+			msgs, err := r.store.Claim(r.fetchCtx, n, g.bytes)
+			if len(msgs) > 0 && r.f.observing {
+				r.f.observe(ClaimedEvent{Messages: msgs, Duration: time.Since(begun)})
+			}
+			g.limit -= n
+			for i := range msgs {
+				g.bytes -= msgs[i].Size()
+			}
+			last = err != nil || len(msgs) < n || g.limit <= 0 || g.bytes <= 0
+			r.claims <- claimed{msgs: msgs, full: len(msgs) == n, last: last, idle: g.idle, err: err} // there is room
+			g.idle = false
+		}
+	}
+}
+
+func (r *relay) work() {
+	for it := range r.jobs {
+		err := r.publish(it)
+		stalled := !it.phase.CompareAndSwap(phaseSent, phaseReturned)
+		select {
+		case r.results <- result{it, err}: // there is room, except after many calls that stalled
+		default:
+			select {
+			case r.results <- result{it, err}:
+			case <-r.done:
+				return
+			}
+		}
+		if stalled {
+			return // another worker has taken this one's place
+		}
+	}
+}
+
+// publish hands one message to the broker's publisher.
+func (r *relay) publish(it *item) error {
+	if !r.store.Owned(it.msg.ID) {
+		return errLost
+	}
+	if !r.f.observing {
+		return r.publishRecovered(it)
+	}
+	begun := time.Now()
+	err := r.publishRecovered(it)
+	if err == nil {
+		r.f.observe(PublishedEvent{Message: it.msg, Duration: time.Since(begun)})
+	}
+	return err
+}
+
+// publishRecovered makes an error of the publisher's panic, and of nobody else's.
+func (r *relay) publishRecovered(it *item) (err error) {
+	defer func() {
+		if value := recover(); value != nil {
+			err = panicError{value}
+		}
+	}()
+	msg := it.msg.Watermill()
+	msg.SetContext(r.workCtx)
+	return r.f.publisher.Publish(it.msg.Topic, msg)
+}
+
+// mark is the marker. It tries each batch until the store has it.
+func (r *relay) mark() {
+	for m := range r.marks {
+		for attempt := 1; !r.tell(m); attempt++ {
+			select {
+			case <-r.giveUp.Done():
+			case <-time.After(fullJitter(50*time.Millisecond, 5*time.Second, attempt)):
+				continue
+			}
+			break
+		}
+		r.marked <- m
+	}
+}
+
+// tell tells the store once, on a context that a stop does not end.
+func (r *relay) tell(m marks) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.workCtx), settleTimeout)
+	defer cancel()
+	if len(m.outcomes) > 0 {
+		err := r.store.Settle(ctx, m.outcomes...)
+		switch {
+		case errors.Is(err, ErrNotClaimed): // the others are settled
+			r.cfg.Logger.Debug("Some of the marked messages were not claimed any more", watermill.LogFields{"err": err})
+		case err != nil:
+			r.cfg.Logger.Error("Marking messages failed, will be tried again", err, watermill.LogFields{
+				"messages": len(m.outcomes),
+			})
+			return errors.Is(err, ErrClosed)
+		}
+	}
+	if len(m.released) > 0 {
+		if err := r.store.Release(ctx, m.released...); err != nil {
+			r.cfg.Logger.Error("Releasing messages failed", err, watermill.LogFields{"messages": len(m.released)})
+		}
+	}
+	return true
+}
+
+// notify has the store wake the loop, where it can.
+func (r *relay) notify() {
+	notifier, ok := r.store.(Notifier)
+	for ok && r.fetchCtx.Err() == nil {
+		err := notifier.Notify(r.fetchCtx, r.f.Wake)
+		if r.fetchCtx.Err() != nil {
+			return
+		}
+		r.cfg.Logger.Debug("Noticing commits failed, polling instead", watermill.LogFields{"err": err})
+		select {
+		case <-r.fetchCtx.Done():
+		case <-time.After(10 * time.Second):
+		}
+	}
+}
+
+// cleanUp deletes archived messages past their retention, on the instance that relays.
+func (r *relay) cleanUp() {
+	if r.cfg.Retention <= 0 {
+		return
+	}
+	for {
+		next := min(r.cfg.CleanupInterval, time.Second) // until it is known who relays
+		if r.f.leading.Load() {
+			next = r.cfg.CleanupInterval
+			n, err := r.store.DeleteProcessedBefore(r.fetchCtx, time.Now().Add(-r.cfg.Retention))
+			if err != nil && r.fetchCtx.Err() == nil {
+				r.cfg.Logger.Error("Deleting old messages failed, will be tried again", err, nil)
+			} else if n > 0 {
+				r.cfg.Logger.Debug("Deleted messages past their retention", watermill.LogFields{"deleted": n})
+			}
+		}
+		select {
+		case <-r.fetchCtx.Done():
+			return
+		case <-time.After(next):
+		}
+	}
+}
