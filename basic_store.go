@@ -33,7 +33,7 @@ func newBasicStore(store Store) *basicStore {
 }
 
 // Claim gives out what waits here and is due, and then what the Store has. A five-method Store knows no size, so
-// maxBytes applies to the former only.
+// maxBytes applies to the former only. While the Store fails, nothing is given out: it could not be marked either.
 func (s *basicStore) Claim(ctx context.Context, limit, maxBytes int) ([]Message, error) {
 	msgs := s.takeWaiting(limit, maxBytes)
 	s.mu.Lock()
@@ -43,11 +43,14 @@ func (s *basicStore) Claim(ctx context.Context, limit, maxBytes int) ([]Message,
 		return msgs, nil
 	}
 	fetched, err := s.FetchPending(ctx, limit-len(msgs))
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err != nil && len(msgs) == 0 {
+	if err != nil {
+		for i := range msgs {
+			s.giveBack(time.Time{}, msgs[i].ID)
+		}
 		return nil, err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, m := range fetched {
 		if slices.Contains(s.paused, m.Topic) {
 			s.wait(waitingMessage{Message: m})
@@ -66,11 +69,11 @@ func (s *basicStore) takeWaiting(limit, maxBytes int) []Message {
 	var msgs []Message
 	now, bytes := time.Now(), 0
 	s.waiting = slices.DeleteFunc(s.waiting, func(w waitingMessage) bool {
-		bytes += w.Size()
-		if len(msgs) == limit || (len(msgs) > 0 && bytes > maxBytes) || w.due.After(now) ||
+		if len(msgs) == limit || (len(msgs) > 0 && bytes+w.Size() > maxBytes) || w.due.After(now) ||
 			slices.Contains(s.paused, w.Topic) {
 			return false
 		}
+		bytes += w.Size()
 		s.claimed[w.ID] = w.Message
 		m := w.Message
 		m.Headers = maps.Clone(m.Headers) // the broker's publisher may change them
@@ -85,14 +88,14 @@ func (s *basicStore) Settle(ctx context.Context, outcomes ...Outcome) error {
 	var processed []string
 	for _, o := range outcomes {
 		s.mu.Lock()
-		m, known := s.claimed[o.ID]
+		_, known := s.claimed[o.ID]
 		s.mu.Unlock()
 		switch {
 		case !known:
 		case o.Status == StatusProcessed:
 			processed = append(processed, o.ID)
 		case o.Err == nil:
-			s.put(m, time.Now().Add(o.RetryAfter))
+			s.giveBack(time.Now().Add(o.RetryAfter), o.ID)
 		default:
 			if err := s.MarkFailed(ctx, o.ID, o.Err); err != nil {
 				return err
@@ -118,12 +121,16 @@ func (s *basicStore) forget(ids ...string) {
 	}
 }
 
-// put has a message given out again when it is due.
-func (s *basicStore) put(m Message, due time.Time) {
+// giveBack has claimed messages given out again when they are due.
+func (s *basicStore) giveBack(due time.Time, ids ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.claimed, m.ID)
-	s.wait(waitingMessage{m, due})
+	for _, id := range ids {
+		if m, known := s.claimed[id]; known {
+			delete(s.claimed, id)
+			s.wait(waitingMessage{m, due})
+		}
+	}
 }
 
 // wait puts a message behind those that are due no later. The caller holds mu.
@@ -139,14 +146,12 @@ func (s *basicStore) wait(w waitingMessage) {
 
 // Release implements LeasedStore. What waits here at the end of a run is there for the next one.
 func (s *basicStore) Release(_ context.Context, ids ...string) error {
-	for _, id := range ids {
+	if len(ids) == 0 {
 		s.mu.Lock()
-		m, known := s.claimed[id]
+		ids = slices.Collect(maps.Keys(s.claimed))
 		s.mu.Unlock()
-		if known {
-			s.put(m, time.Time{})
-		}
 	}
+	s.giveBack(time.Time{}, ids...)
 	return nil
 }
 

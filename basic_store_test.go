@@ -1,6 +1,7 @@
 package outbox_test
 
 import (
+	"context"
 	"errors"
 	"strconv"
 	"sync/atomic"
@@ -51,6 +52,30 @@ func TestForwarder_OverAStoreOfFiveMethods_PublishesEverything_ThroughFailuresAn
 			time.Sleep(20 * time.Second)
 		}
 		require.Equal(t, "poison", string(failed(t, store)[0].Payload))
+	})
+}
+
+func TestForwarder_OverAStoreOfFiveMethods_PublishesInItsNextRun_WhatTheLastOneGaveUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, b := newMemory(t), newBroker()
+		hang := make(chan struct{})
+		b.answer = func(string, *message.Message) error {
+			<-hang
+			return errDown
+		}
+		publish(t, store, "topic", newMessage("x", ""))
+		f, err := outbox.NewForwarder(&fiveMethods{store}, b, outbox.WithLogger(watermill.NopLogger{}),
+			outbox.WithCloseTimeout(time.Second))
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.ErrorIs(t, f.Run(ctx), outbox.ErrCloseTimeout)
+		close(hang)
+		synctest.Wait()
+		b.answer = nil
+		n, err := f.Drain(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
 	})
 }
 

@@ -10,7 +10,8 @@ import (
 //
 // The five methods can be used by hand, without a [Forwarder]: FetchPending, publish, MarkProcessed. A store that has
 // only these gets P1 to P3 of the promises and keeps its own policy; see [LeasedStore] for what the built-in stores
-// do.
+// do. What a Forwarder has fetched from it and has not settled waits in that Forwarder's memory, from one Run to the
+// next: another Forwarder gets it when the process, or the Store's claims, have ended. Make one, and run it again.
 type Store interface {
 	// Save writes msgs within tx, all of them or none, in their order. tx is what the store's documentation says it
 	// takes; a plain nil means a transaction of the store's own. Saving no messages does nothing.
