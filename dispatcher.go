@@ -2,13 +2,12 @@ package outbox
 
 import (
 	"errors"
-	"fmt"
 	"sync/atomic"
 	"time"
 )
 
-// dispatcher decides what is published when. It has no goroutine, channel or clock: the relay's loop is the only one
-// to call it, and tells it the time.
+// dispatcher decides what is published when. It has no goroutine or channel: the relay's loop is the only one to call
+// it, and tells it the time. (The breakers of gobreaker have a clock of their own.)
 //
 // Invariants:
 //
@@ -206,11 +205,6 @@ func (d *dispatcher) lost(it *item, now time.Time) {
 	d.keepInStore(it, now) // it may be claimed anew, or kept there for a late mark
 }
 
-// panicError is a panic of the broker's publisher: always the fault of the message that it was given.
-type panicError struct{ value any }
-
-func (e panicError) Error() string { return fmt.Sprintf("the publisher panicked: %v", e.value) }
-
 func (d *dispatcher) failed(it *item, err error, now time.Time) {
 	d.lastErr, d.failures = err, d.failures+1
 	if d.cfg.PermanentError(err) {
@@ -219,9 +213,6 @@ func (d *dispatcher) failed(it *item, err error, now time.Time) {
 		return
 	}
 	counts, free, outage := d.outages.failed(it, err, now)
-	if panicked := (panicError{}); errors.As(err, &panicked) {
-		counts = true
-	}
 	retries := it.msg.Retries + 1
 	switch {
 	case counts && retries >= d.cfg.MaxRetries:

@@ -214,7 +214,7 @@ func (h *dispatcherHistory) call(t *rapid.T) {
 // answer is the broker's.
 func (h *dispatcherHistory) answer(t *rapid.T) {
 	c := pick(t, slices.Concat(h.sent, h.abandoned), func(c *brokerCall) bool { return c.begun && !c.answered })
-	c.err = rapid.SampledFrom([]error{nil, nil, errFails, errFails, panicError{"!"}, errRefused}).Draw(t, "error")
+	c.err = rapid.SampledFrom([]error{nil, nil, errFails, errFails, errRefused}).Draw(t, "error")
 	h.answers(t, c)
 }
 
@@ -267,7 +267,6 @@ func (h *dispatcherHistory) returned(t *rapid.T, c *brokerCall) {
 			aside = true
 		}
 	}
-	panicked := panicError{}
 	switch retries := c.it.msg.Retries + 1; {
 	case c.err == nil:
 		h.acks = append(h.acks, acknowledged{r, c.sent})
@@ -279,9 +278,9 @@ func (h *dispatcherHistory) returned(t *rapid.T, c *brokerCall) {
 		if !aside {
 			t.Fatalf("%s was refused for good, and is tried again", r.msg.ID)
 		}
-	case !errors.As(c.err, &panicked) && !should && (counted || aside):
+	case !should && (counted || aside):
 		t.Fatalf("%s was not at fault", r.msg.ID)
-	case (errors.As(c.err, &panicked) || (should && r.failedHere)) && !counted && !aside:
+	case should && r.failedHere && !counted && !aside:
 		t.Fatalf("%s alone is at fault, and that is not counted", r.msg.ID)
 	case aside != ((counted || aside) && retries >= h.cfg.MaxRetries):
 		t.Fatalf("%s was set aside: %v, after %d of %d attempts", r.msg.ID, aside, retries, h.cfg.MaxRetries)

@@ -238,7 +238,7 @@ func (r *worldRun) Observe(_ context.Context, event outbox.Event) {
 // blamed checks that another message of its topic, begun after the end of this one's last attempt but one, has been
 // acknowledged (P6). A run knows of its own attempts only, and by the retries that there were others before.
 func (r *worldRun) blamed(msg *outbox.Message, err error) {
-	if errors.Is(err, errTooLong) || err.Error() == errPanic.Error() {
+	if errors.Is(err, errTooLong) {
 		return
 	}
 	m := r.w.messages[msg.UUID]

@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
@@ -65,11 +66,12 @@ func (r *relay) publish(it *item) error {
 	return err
 }
 
-// publishRecovered makes an error of the publisher's panic, and of nobody else's.
+// publishRecovered makes an error of the publisher's panic, and of nobody else's. It is judged like any other: clients
+// panic in outages, too.
 func (r *relay) publishRecovered(it *item) (err error) {
 	defer func() {
 		if value := recover(); value != nil {
-			err = panicError{value}
+			err = fmt.Errorf("the publisher panicked: %v", value)
 		}
 	}()
 	msg := it.msg.Watermill()
