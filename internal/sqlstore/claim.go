@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/watermill-outbox/outbox"
 	"github.com/watermill-outbox/outbox/internal/claim"
@@ -15,6 +16,8 @@ const (
 	minRead = 64
 	// maxReads bounds the reads of one Claim that has found something to claim.
 	maxReads = 4
+	// dueInterval is how often delayed messages are looked for, and so how late one may be.
+	dueInterval = 5 * time.Millisecond
 )
 
 // Claim implements outbox.LeasedStore.
@@ -109,7 +112,7 @@ func (e *Engine) fill(ctx context.Context, n, maxBytes int) (more bool, err erro
 		}
 		more = true
 	}
-	if !full {
+	if !full && !time.Now().Before(e.nextDue) {
 		due, err := e.readDue(ctx, n, maxBytes)
 		if err != nil {
 			return false, e.fail("read delayed messages", err)

@@ -68,6 +68,7 @@ type Engine struct {
 	nextBalance time.Time // when to look again who has which slots
 	reader      scan.Reader
 	due         dueCursor // all delayed rows up to it have been read
+	nextDue     time.Time // when to read on from there
 	server      server    // that was last read from
 	looked      time.Time // when that was
 	notBefore   time.Time // when slots may be taken again
@@ -130,7 +131,7 @@ func (e *Engine) forget() {
 	e.orphans = map[int64]*outbox.Message{}
 	e.leases = map[int]time.Time{}
 	e.reader.Reset()
-	e.due, e.swept = dueCursor{}, 0
+	e.due, e.nextDue, e.swept = dueCursor{}, time.Time{}, 0
 }
 
 // instanceName is unique per Engine; host and pid are for people who look into the table.

@@ -87,7 +87,7 @@ func (e *Engine) gain(gained []int, asked time.Time, first bool) {
 	} else {
 		e.reader.Acquired(gained...)
 	}
-	e.due = dueCursor{} // rows of these slots may be anywhere; what is known already is not taken in twice
+	e.due, e.nextDue = dueCursor{}, time.Time{} // rows of these slots may be anywhere; what is known already is not taken in twice
 }
 
 // giveSurplus gives slots back as soon as nothing of them is claimed. Until then no more of them is.

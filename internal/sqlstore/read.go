@@ -240,6 +240,7 @@ func (e *Engine) readDue(ctx context.Context, n, maxBytes int) (more bool, err e
 	}
 	if !shown.cut {
 		last = dueCursor{at: now.Truncate(time.Millisecond), id: math.MaxInt64}
+		e.nextDue = time.Now().Add(dueInterval)
 	}
 	e.due = last
 	return shown.cut, nil
