@@ -19,6 +19,7 @@ type dispatcher struct {
 	cfg     *Config
 	observe func(Event)
 	outages *outages
+	pauses  bool // the store leaves topics out that are down
 
 	keys  map[string]*keyQueue
 	spare []*keyQueue // to be used again: most keys come and go with one message
@@ -157,7 +158,7 @@ func (d *dispatcher) next(now time.Time) *item {
 			it.deferred = true
 			d.ready.push(it)
 		case !d.outages.admits(it):
-			d.keepInStore(it, now)
+			d.putOff(it, now)
 		default:
 			it.startedAt = now
 			d.publishing.push(it)
@@ -243,7 +244,18 @@ func (d *dispatcher) setAside(it *item, err error, now time.Time) {
 	d.releaseKey(it, now)
 }
 
-// keepInStore gives a message whose topic is down back, with all behind it in its key.
+// putOff has a message whose topic is down wait for the next probe.
+func (d *dispatcher) putOff(it *item, now time.Time) {
+	if d.pauses {
+		d.keepInStore(it, now)
+		return
+	}
+	// The store would give it out again at once.
+	d.settle(it, Outcome{ID: it.msg.ID, Status: StatusPending, RetryAfter: d.outages.untilProbe(it.msg.Topic, now)}, now)
+	d.releaseKey(it, now)
+}
+
+// keepInStore gives a message back, with all behind it in its key.
 func (d *dispatcher) keepInStore(it *item, now time.Time) {
 	d.release(it, now)
 	d.releaseKey(it, now)

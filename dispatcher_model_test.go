@@ -26,11 +26,12 @@ import (
 //     and only then. (A dispatcher may not know of attempts that others made.)
 //   - While a topic is down, one probe is out at most.
 type dispatcherHistory struct {
-	d     *dispatcher
-	cfg   Config
-	store *simulatedStore
-	all   []*simulatedRow
-	step  int
+	d      *dispatcher
+	cfg    Config
+	store  *simulatedStore
+	pauses bool // the store leaves out topics that are down
+	all    []*simulatedRow
+	step   int
 
 	sent      []*brokerCall // by next, and not returned
 	abandoned []*brokerCall // by a run that gave up waiting
@@ -68,6 +69,7 @@ func newDispatcherHistory(t *rapid.T) *dispatcherHistory {
 	h.cfg.MaxRetries = rapid.IntRange(1, 4).Draw(t, "max retries")
 	h.cfg.PublishTimeout = 2 * time.Second
 	h.cfg.PermanentError = func(err error) bool { return errors.Is(err, errRefused) }
+	h.pauses = rapid.Bool().Draw(t, "pauses")
 	h.start()
 	return h
 }
@@ -79,6 +81,7 @@ func (h *dispatcherHistory) start() {
 		r.failedHere = false
 	}
 	h.d = newDispatcher(&h.cfg, h.observe)
+	h.d.pauses = h.pauses
 }
 
 func (h *dispatcherHistory) observe(event Event) {
@@ -349,7 +352,9 @@ func (h *dispatcherHistory) tick() {
 	h.d.outages.tick(time.Now())
 	if h.d.outages.changed {
 		h.d.outages.changed = false
-		h.store.paused = h.d.outages.paused(time.Now())
+		if h.pauses {
+			h.store.paused = h.d.outages.paused(time.Now())
+		}
 	}
 }
 

@@ -63,6 +63,7 @@ func NewForwarder(store Store, publisher message.Publisher, opts ...Option) (*Fo
 	if err := errors.Join(append(errs, cfg.validate())...); err != nil {
 		return nil, fmt.Errorf("outbox: forwarder: %w", err)
 	}
+	cfg.PermanentError = guarded(cfg.PermanentError, cfg.Logger)
 	_, isNop := cfg.Observer.(nopObserver)
 	f := &Forwarder{
 		publisher: publisher, cfg: cfg, observing: !isNop,
@@ -76,6 +77,22 @@ func NewForwarder(store Store, publisher message.Publisher, opts ...Option) (*Fo
 	}
 	f.store = leased
 	return f, nil
+}
+
+// guarded takes a panic of the user's function for a no, and says so once.
+func guarded(isPermanent func(error) bool, logger watermill.LoggerAdapter) func(error) bool {
+	var once sync.Once
+	return func(err error) (permanent bool) {
+		defer func() {
+			if value := recover(); value != nil {
+				once.Do(func() {
+					logger.Error("The function of WithPermanentError panicked; the message is tried again", fmt.Errorf("%v", value),
+						watermill.LogFields{"of": err})
+				})
+			}
+		}()
+		return isPermanent(err)
+	}
 }
 
 // Run relays until ctx ends or Close is called, whatever happens to broker and database in between. Then it stops

@@ -79,67 +79,6 @@ func TestForwarder_SetsAPoisonMessageAside_AndItsKeyGoesOn(t *testing.T) {
 	})
 }
 
-func TestForwarder_AnOutageOfAnyLengthCostsNoAttempt(t *testing.T) {
-	for name, keys := range map[string]int{"one key": 1, "many keys": 1000} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				store, b, seen := newMemory(t), newBroker(), &events{}
-				var down atomic.Bool
-				down.Store(true)
-				attempts := atomic.Int64{}
-				b.answer = func(string, *message.Message) error {
-					attempts.Add(1)
-					if down.Load() {
-						return errDown
-					}
-					return nil
-				}
-				for i := range 3000 {
-					publish(t, store, "topic", newMessage(strconv.Itoa(i), strconv.Itoa(i%keys)))
-				}
-				run(t, store, b, outbox.WithMaxRetries(2), outbox.WithObserver(seen))
-				time.Sleep(10 * time.Minute)
-				require.Empty(t, b.payloads())
-				require.Less(t, attempts.Load(), int64(600+600), "only probes go out")
-				down.Store(false)
-				before := time.Now()
-				b.await(t, 3000)
-				require.Less(t, time.Since(before), 10*time.Second, "on the fake clock")
-				require.Empty(t, failed(t, store))
-				for _, e := range collect[outbox.FailedEvent](seen) {
-					require.False(t, e.Counted)
-				}
-				require.Len(t, collect[outbox.OutageBegunEvent](seen), 1)
-				require.Len(t, collect[outbox.OutageEndedEvent](seen), 1)
-				require.GreaterOrEqual(t, collect[outbox.OutageEndedEvent](seen)[0].Duration, 9*time.Minute)
-			})
-		})
-	}
-}
-
-func TestForwarder_ATopicThatIsGoneStopsNobodyElse(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		store, b := newMemory(t), newBroker()
-		b.answer = func(topic string, _ *message.Message) error {
-			if topic == "gone" {
-				return errors.New("unknown topic")
-			}
-			return nil
-		}
-		for i := range 5000 {
-			publish(t, store, "gone", newMessage("x", "gone-"+strconv.Itoa(i)))
-		}
-		for i := range 1000 {
-			publish(t, store, "works", newMessage("y", "works-"+strconv.Itoa(i)))
-		}
-		run(t, store, b, outbox.WithMaxInFlight(500), outbox.WithBatchSize(100))
-		before := time.Now()
-		b.await(t, 1000)
-		require.Less(t, time.Since(before), 5*time.Second, "on the fake clock")
-		require.Empty(t, failed(t, store))
-	})
-}
-
 func TestForwarder_APermanentErrorSetsAsideAtOnce_AndIsNoOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tooLarge := errors.New("message too large")
@@ -162,59 +101,6 @@ func TestForwarder_APermanentErrorSetsAsideAtOnce_AndIsNoOutage(t *testing.T) {
 		require.Empty(t, collect[outbox.OutageBegunEvent](seen))
 		require.Empty(t, collect[outbox.FailedEvent](seen))
 	})
-}
-
-func TestForwarder_APanicOfThePublisherIsAnErrorOfThatMessage(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		store, b := newMemory(t), newBroker()
-		b.answer = func(_ string, msg *message.Message) error {
-			if string(msg.Payload) == "boom" {
-				panic("nil map")
-			}
-			return nil
-		}
-		publish(t, store, "topic", newMessage("boom", "a"))
-		run(t, store, b, outbox.WithMaxRetries(2))
-		for range 20 { // others show that the topic works
-			publish(t, store, "topic", newMessage("fine", "b"))
-			b.await(t, 1)
-			time.Sleep(time.Second)
-		}
-		require.Len(t, failed(t, store), 1)
-		require.Contains(t, failed(t, store)[0].LastError, "the publisher panicked: nil map")
-	})
-}
-
-func TestForwarder_APublisherThatPanicsInAnOutageCostsNoAttempt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const messages = 100
-		store, b := newMemory(t), newBroker()
-		var down atomic.Bool
-		down.Store(true)
-		b.answer = func(string, *message.Message) error {
-			if down.Load() {
-				panic("send on closed channel")
-			}
-			return nil
-		}
-		for range messages {
-			publish(t, store, "topic", newMessage("x", ""))
-		}
-		run(t, store, b, outbox.WithMaxRetries(2))
-		time.Sleep(6 * time.Hour)
-		require.Empty(t, failed(t, store))
-		down.Store(false)
-		b.await(t, messages)
-	})
-}
-
-func TestForwarder_APanicOfTheObserverHurtsNobody(t *testing.T) {
-	store, b := newMemory(t), newBroker()
-	publish(t, store, "topic", newMessage("x", ""), newMessage("y", ""))
-	run(t, store, b, outbox.WithObserver(outbox.ObserverFunc(func(context.Context, outbox.Event) { panic("metrics") })))
-	b.await(t, 2)
-	require.Eventually(t, func() bool { return len(pendingOf(t, store)) == 0 }, 30*time.Second, time.Millisecond)
-	require.Empty(t, failed(t, store))
 }
 
 func TestForwarder_AHungPublishHoldsUpItsKeyAlone(t *testing.T) {
@@ -438,51 +324,6 @@ func TestForwarder_GoesOnWithAKey_WhenItsLeaseWentAwayAndCameBack(t *testing.T) 
 		require.Equal(t, []string{"Z", "A", "C"}, b.payloads())
 		publish(t, store, "topic", newMessage("D", "key"))
 		b.await(t, 1)
-	})
-}
-
-func TestForwarder_MessagesThatFailDoNotDelayOthersOfTheirTopic(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		store, b := newMemory(t), newBroker()
-		b.answer = func(_ string, msg *message.Message) error {
-			if string(msg.Payload) == "poison" {
-				return errDown
-			}
-			return nil
-		}
-		for i := range 40 {
-			publish(t, store, "topic", newMessage("poison", "poison-"+strconv.Itoa(i)))
-		}
-		run(t, store, b)
-		time.Sleep(time.Minute)
-		publish(t, store, "topic", newMessage("healthy", "healthy"))
-		before := time.Now()
-		b.await(t, 1)
-		require.Less(t, time.Since(before), 3*time.Second, "the next probe, on the fake clock")
-	})
-}
-
-func TestForwarder_AFewMessagesThatFailAloneDoNotMakeOthersOfTheirTopicWaitForAProbe(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		store, b, seen := newMemory(t), newBroker(), &events{}
-		b.answer = func(_ string, msg *message.Message) error {
-			if string(msg.Payload) == "poison" {
-				return errDown
-			}
-			return nil
-		}
-		publish(t, store, "topic", newMessage("poison", "a"), newMessage("poison", "b"))
-		run(t, store, b, outbox.WithObserver(seen))
-		time.Sleep(time.Minute)
-		require.Len(t, collect[outbox.OutageBegunEvent](seen), 1, "nothing of the topic was acknowledged")
-		for range 100 { // at any time between two attempts
-			time.Sleep(70 * time.Millisecond)
-			publish(t, store, "topic", newMessage("healthy", "healthy"))
-			before := time.Now()
-			b.await(t, 1)
-			require.Less(t, time.Since(before), 300*time.Millisecond, "as without them, on the fake clock")
-			time.Sleep(30 * time.Second) // they fail alone again
-		}
 	})
 }
 

@@ -43,7 +43,8 @@ type Config struct {
 	// CloseTimeout is how long Close and a cancelled Run wait for Publish calls in flight and for their marks.
 	// 1 ms to 24 h, default 30 s.
 	CloseTimeout time.Duration
-	// PermanentError tells which errors of the broker's publisher no retry will mend. Default: none.
+	// PermanentError tells which errors of the broker's publisher no retry will mend. Default: none. A panic is logged,
+	// and means no.
 	PermanentError func(error) bool
 	// Logger defaults to slog.Default().
 	Logger watermill.LoggerAdapter

@@ -267,6 +267,14 @@ func (o *outages) nextProbe() time.Time {
 	return next
 }
 
+// untilProbe is how long messages of a topic that is down should wait.
+func (o *outages) untilProbe(topic string, now time.Time) time.Duration {
+	if t := o.topics[topic]; t != nil && t.nextProbe.After(now) {
+		return t.nextProbe.Sub(now)
+	}
+	return probeInterval // a probe is out
+}
+
 // tick tells whether a probe has fallen due since the last one.
 func (o *outages) tick(now time.Time) bool {
 	due := false

@@ -35,10 +35,11 @@ const (
 // The loop never blocks on a send: it has at most one grant and one batch of marks out, and sends a job only where a
 // worker is free. All goroutines end when run returns, except workers whose Publish call hangs: those end with it.
 type relay struct {
-	f     *Forwarder
-	cfg   *Config
-	store LeasedStore
-	drain bool // stop when nothing is left to publish
+	f      *Forwarder
+	cfg    *Config
+	store  LeasedStore
+	pauser TopicPauser // the store, if it is one
+	drain  bool        // stop when nothing is left to publish
 
 	grants  chan grant
 	claims  chan claimed
@@ -93,13 +94,15 @@ type result struct {
 }
 
 func newRelay(f *Forwarder, drain bool) *relay {
-	return &relay{
+	r := &relay{
 		f: f, cfg: &f.cfg, store: f.store, drain: drain,
 		grants: make(chan grant, 1), claims: make(chan claimed, maxBatches),
 		jobs: make(chan *item, f.cfg.Concurrency), results: make(chan result, f.cfg.Concurrency),
 		marks: make(chan marks), marked: make(chan marks, 1), done: make(chan struct{}),
 		dispatcher: newDispatcher(&f.cfg, f.observe), begun: time.Now(),
 	}
+	r.pauser, r.dispatcher.pauses = f.store.(TopicPauser)
+	return r
 }
 
 // run relays until ctx ends or, when draining, until nothing is left.
@@ -203,8 +206,8 @@ func (r *relay) tick(now time.Time) {
 	}
 	if r.dispatcher.outages.changed {
 		r.dispatcher.outages.changed = false
-		if pauser, ok := r.store.(TopicPauser); ok {
-			pauser.PauseTopics(r.dispatcher.outages.paused(now)...)
+		if r.pauser != nil {
+			r.pauser.PauseTopics(r.dispatcher.outages.paused(now)...)
 			r.pollWithin(0)
 		}
 	}

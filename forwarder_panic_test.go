@@ -1,0 +1,89 @@
+package outbox_test
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/watermill-outbox/outbox"
+)
+
+func TestForwarder_APanicOfThePublisherIsAnErrorOfThatMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, b := newMemory(t), newBroker()
+		b.answer = func(_ string, msg *message.Message) error {
+			if string(msg.Payload) == "boom" {
+				panic("nil map")
+			}
+			return nil
+		}
+		publish(t, store, "topic", newMessage("boom", "a"))
+		run(t, store, b, outbox.WithMaxRetries(2))
+		for range 20 { // others show that the topic works
+			publish(t, store, "topic", newMessage("fine", "b"))
+			b.await(t, 1)
+			time.Sleep(time.Second)
+		}
+		require.Len(t, failed(t, store), 1)
+		require.Contains(t, failed(t, store)[0].LastError, "the publisher panicked: nil map")
+	})
+}
+
+func TestForwarder_APublisherThatPanicsInAnOutageCostsNoAttempt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const messages = 100
+		store, b := newMemory(t), newBroker()
+		var down atomic.Bool
+		down.Store(true)
+		b.answer = func(string, *message.Message) error {
+			if down.Load() {
+				panic("send on closed channel")
+			}
+			return nil
+		}
+		for range messages {
+			publish(t, store, "topic", newMessage("x", ""))
+		}
+		run(t, store, b, outbox.WithMaxRetries(2))
+		time.Sleep(30 * time.Minute)
+		require.Empty(t, failed(t, store))
+		down.Store(false)
+		b.await(t, messages)
+	})
+}
+
+func TestForwarder_APanicOfPermanentErrorHurtsNobody_AndIsLoggedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, b, logger := newMemory(t), newBroker(), watermill.NewCaptureLogger()
+		attempts := 0
+		b.answer = func(string, *message.Message) error {
+			if attempts++; attempts < 3 {
+				return errDown
+			}
+			return nil
+		}
+		publish(t, store, "topic", newMessage("x", "a"), newMessage("y", "a"))
+		run(t, store, b, outbox.WithLogger(logger),
+			outbox.WithPermanentError(func(error) bool { panic("nil error code") }))
+		b.await(t, 2)
+		require.Empty(t, failed(t, store))
+		errs := logger.Captured()[watermill.ErrorLogLevel]
+		require.Len(t, errs, 1)
+		require.EqualError(t, errs[0].Err, "nil error code")
+	})
+}
+
+func TestForwarder_APanicOfTheObserverHurtsNobody(t *testing.T) {
+	store, b := newMemory(t), newBroker()
+	publish(t, store, "topic", newMessage("x", ""), newMessage("y", ""))
+	run(t, store, b, outbox.WithObserver(outbox.ObserverFunc(func(context.Context, outbox.Event) { panic("metrics") })))
+	b.await(t, 2)
+	require.Eventually(t, func() bool { return len(pendingOf(t, store)) == 0 }, 30*time.Second, time.Millisecond)
+	require.Empty(t, failed(t, store))
+}
