@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -291,12 +292,32 @@ func (w *deduplicated) handleInTx(dl *delivery) (isNew bool, err error) {
 		if err != nil {
 			return err
 		}
+		if len(produced) > 0 {
+			if err := w.checkTx(ctx, tx, dl); err != nil {
+				return err
+			}
+		}
 		return w.saveProduced(ctx, dl, produced)
 	})
 	if errors.Is(err, errSeenBefore) {
 		return false, nil
 	}
 	return true, err
+}
+
+// checkTx returns an error if the transaction is no longer there: SQLite rolls the whole of it back when a statement is
+// interrupted because its context has ended. If the handler ignores that error, what is written next commits by itself.
+func (w *deduplicated) checkTx(ctx context.Context, tx any, dl *delivery) error {
+	ended := cmp.Or(dl.original.Err(), dl.msg.Context().Err()) // the latter where there is a Timeout inside
+	if ended == nil {
+		return nil
+	}
+	marked, err := w.store.IsProcessed(context.WithoutCancel(ctx), tx, dl.group, dl.id)
+	if err == nil && !marked {
+		err = fmt.Errorf("outbox: the database has rolled back what the handler did, since a statement was interrupted, and "+
+			"what it returned is not saved either: return the errors of statements in the handler (%w)", ended)
+	}
+	return err
 }
 
 // markTimeout is how long the mark of an effect elsewhere may take.
