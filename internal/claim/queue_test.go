@@ -406,3 +406,30 @@ func TestQueue_AgreesWithAModel(t *testing.T) {
 		h.finish(t)
 	})
 }
+
+func TestQueue_NothingIsClaimedOfAFrozenSlot_AndAllOfItWhenItThaws(t *testing.T) {
+	inSlot := func(id int64, slot int, key string) Row {
+		r := row(id, key)
+		r.Slot = slot
+		return r
+	}
+	q := New(10, much, much)
+	q.Add(inSlot(1, 1, "a"))
+	q.Add(inSlot(2, 2, "b"))
+	q.Add(inSlot(3, 1, ""))
+	require.Equal(t, []string{"1"}, ids(q.Claim(0, 1, much)))
+	require.Equal(t, 1, q.ClaimedOf(1))
+	q.Freeze([]int{1})
+	q.Add(inSlot(4, 1, "c"))
+	require.Equal(t, []string{"2"}, ids(q.Claim(0, 10, much)))
+	q.Release(1)
+	require.Zero(t, q.ClaimedOf(1))
+	require.Empty(t, q.Claim(0, 10, much), "what was released is frozen, too")
+	q.Freeze(nil)
+	require.ElementsMatch(t, []string{"1", "3", "4"}, ids(q.Claim(0, 10, much)))
+	require.Equal(t, 3, q.ClaimedOf(1))
+	q.Done(3)
+	require.Equal(t, 2, q.ClaimedOf(1))
+	require.Len(t, q.DropSlot(1), 2)
+	require.Zero(t, q.ClaimedOf(1))
+}
