@@ -86,6 +86,71 @@ func TestDispatcher_WhatWasSentBeforeAFailureProvesNothing(t *testing.T) {
 	}
 }
 
+func TestDispatcher_ForgetsTopicsThatNothingIsSentToAnyMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newTestDispatcher()
+		var begun, ended int
+		d.outages.observe = func(e Event) {
+			switch e.(type) {
+			case OutageBegunEvent:
+				begun++
+			case OutageEndedEvent:
+				ended++
+			}
+		}
+		for i := range 100 { // are deleted by hand
+			id := strconv.Itoa(i)
+			d.claimed([]Message{{ID: id, Topic: id}}, time.Now())
+			d.publish(t, id, errFails, 0)
+		}
+		for i := range tripAfter { // another instance has the lease soon after
+			id := "down" + strconv.Itoa(i)
+			d.claimed([]Message{{ID: id, Topic: "down"}}, time.Now())
+			d.publish(t, id, errFails, 0)
+		}
+		require.Len(t, d.outages.topics, 101)
+		time.Sleep(forgetTopicAfter / 2)
+		d.outages.tick(time.Now())
+		d.claimed([]Message{{ID: "busy", Topic: "0"}}, time.Now())
+		d.publish(t, "busy", errFails, 0)
+		require.Len(t, d.outages.topics, 101, "they may come again")
+		require.Zero(t, ended)
+		time.Sleep(forgetTopicAfter / 2)
+		d.outages.tick(time.Now())
+		require.Len(t, d.outages.topics, 1)
+		require.Equal(t, 2, d.outages.failing)
+		require.Equal(t, []int{1, 1}, []int{begun, ended}, "who waits for the end hears of it")
+	})
+}
+
+func TestDispatcher_DoesNotForgetATopicWhileItsProbeIsOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newTestDispatcher()
+		for i := range tripAfter {
+			id := strconv.Itoa(i)
+			d.claimed([]Message{{ID: id}}, time.Now())
+			d.publish(t, id, errFails, 0)
+		}
+		time.Sleep(probeInterval + 2*time.Millisecond)
+		d.outages.tick(time.Now())
+		d.claimed([]Message{{ID: "probe"}, {ID: "other"}}, time.Now())
+		require.NotNil(t, d.next(time.Now()))
+		time.Sleep(2 * forgetTopicAfter)
+		d.outages.tick(time.Now())
+		require.Nil(t, d.next(time.Now()), "it is still down")
+	})
+}
+
+func TestDispatcher_RemembersABoundedNumberOfAttempts_OverAllTopics(t *testing.T) {
+	d := newTestDispatcher()
+	for i := range maxFailing + 100 {
+		id := strconv.Itoa(i)
+		d.claimed([]Message{{ID: id, Topic: id}}, time.Now())
+		d.publish(t, id, errFails, 0)
+	}
+	require.Equal(t, maxFailing, d.outages.failing)
+}
+
 func TestDispatcher_AProbeThatWasNotSentMakesRoomForAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newTestDispatcher()

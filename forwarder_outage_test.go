@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -13,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/store/memory"
 )
 
 func TestForwarder_AnOutageOfAnyLengthCostsNoAttempt(t *testing.T) {
@@ -158,6 +160,43 @@ func TestForwarder_AFewMessagesThatFailAloneDoNotMakeOthersOfTheirTopicWaitForAP
 			b.await(t, 1)
 			require.Less(t, time.Since(before), 300*time.Millisecond, "as without them, on the fake clock")
 			time.Sleep(30 * time.Second) // they fail alone again
+		}
+	})
+}
+
+// pauses notes when it is told which topics to leave out.
+type pauses struct {
+	*memory.Store
+	at []time.Time // the loop's, which is the only one to call
+}
+
+func (s *pauses) PauseTopics(topics ...string) {
+	s.at = append(s.at, time.Now())
+	s.Store.PauseTopics(topics...)
+}
+
+func TestForwarder_ManyTopicsThatAreDown_DoNotKeepTheStoreBusyWithThat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, b := &pauses{Store: newMemory(t)}, newBroker()
+		var down atomic.Bool
+		down.Store(true)
+		b.answer = func(topic string, _ *message.Message) error {
+			time.Sleep(time.Duration(len(topic)) * time.Millisecond) // so that they fail at different times
+			if down.Load() {
+				return errDown
+			}
+			return nil
+		}
+		const topics, each = 50, 10
+		for i := range topics * each {
+			publish(t, store, "topic"+strings.Repeat("-", i%topics), newMessage("x", ""))
+		}
+		run(t, store, b, outbox.WithBatchSize(1)) // each claim is a full one
+		time.Sleep(20 * time.Second)
+		down.Store(false)
+		b.await(t, topics*each)
+		for i, at := range store.at[1:] {
+			require.GreaterOrEqual(t, at.Sub(store.at[i]), 2*time.Millisecond)
 		}
 	})
 }

@@ -73,7 +73,7 @@ type (
 		Err   error
 	}
 
-	// OutageEndedEvent is sent when a topic works again.
+	// OutageEndedEvent is sent when a topic works again, or when nothing was there to be sent to it for ten minutes.
 	OutageEndedEvent struct {
 		Topic    string
 		Duration time.Duration

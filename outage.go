@@ -2,7 +2,6 @@ package outbox
 
 import (
 	"errors"
-	"maps"
 	"slices"
 	"time"
 
@@ -17,6 +16,9 @@ const (
 	probeInterval = time.Second
 	// maxFailing bounds the attempts that are remembered. One that is forgotten costs its message another try.
 	maxFailing = 65_536
+	// forgetTopicAfter is when a topic is forgotten that nothing was sent to: its messages were set aside or deleted, or
+	// are another instance's now.
+	forgetTopicAfter = 10 * time.Minute
 )
 
 // outages tells failures of a message from failures of its topic or of the whole broker. It knows only topics that
@@ -31,8 +33,17 @@ type outages struct {
 	topics  map[string]*topicHealth
 	failing int // attempts remembered, over all topics
 	observe func(Event)
+	// probes are those that no tick has announced, by when they are due: all topics wait equally long. One whose topic has
+	// another nextProbe by now is void.
+	probes    []probe
+	nextSweep time.Time // when to look for topics to forget
 	// changed is set when the set of topics to pause is another; paused tells which.
 	changed bool
+}
+
+type probe struct {
+	topic *topicHealth
+	at    time.Time
 }
 
 type topicHealth struct {
@@ -44,6 +55,7 @@ type topicHealth struct {
 	// lastOK is when the latest attempt that succeeded was begun.
 	lastOK  time.Time
 	since   time.Time // the outage's begin, zero while there is none
+	heard   time.Time // when the last attempt has ended, or stalled
 	probing bool
 	// nextProbe is when an open breaker lets a probe through.
 	nextProbe time.Time
@@ -166,6 +178,7 @@ func (o *outages) stalled(it *item, now time.Time) {
 
 // report tells the breaker, and the observer if that begins or ends an outage.
 func (o *outages) report(t *topicHealth, it *item, err error, now time.Time) {
+	t.heard = now
 	done := it.probe
 	switch {
 	case done != nil:
@@ -183,17 +196,26 @@ func (o *outages) report(t *topicHealth, it *item, err error, now time.Time) {
 	done(err)
 	if t.breaker.State() == gobreaker.StateOpen {
 		t.nextProbe = now.Add(probeInterval + time.Millisecond) // the breaker's clock has begun after now
+		o.probes = append(o.probes, probe{t, t.nextProbe})
 		o.changed = true
 	}
 	switch {
 	case t.since.IsZero() && t.inARow >= tripAfter:
 		t.since = now
 		o.observe(OutageBegunEvent{Topic: t.name, Err: err})
-	case !t.since.IsZero() && t.inARow == 0:
-		o.observe(OutageEndedEvent{Topic: t.name, Duration: now.Sub(t.since)})
-		t.since = time.Time{}
-		o.changed = true
+	case t.inARow == 0:
+		o.end(t, now)
 	}
+}
+
+// end ends a topic's outage, if there is one.
+func (o *outages) end(t *topicHealth, now time.Time) {
+	if t.since.IsZero() {
+		return
+	}
+	o.observe(OutageEndedEvent{Topic: t.name, Duration: now.Sub(t.since)})
+	t.since = time.Time{}
+	o.changed = true
 }
 
 // answered notes that the broker refused it for good: the topic works.
@@ -228,11 +250,13 @@ func (o *outages) remember(t *topicHealth, it *item, a attempt) {
 	if o.failing <= maxFailing {
 		return
 	}
-	for id := range t.attempt { // any will do
-		if id != it.msg.ID {
-			delete(t.attempt, id)
-			o.failing--
-			return
+	for _, other := range o.topics { // any will do
+		for id := range other.attempt {
+			if id != it.msg.ID {
+				delete(other.attempt, id)
+				o.failing--
+				return
+			}
 		}
 	}
 }
@@ -247,8 +271,7 @@ func (o *outages) forget(t *topicHealth, it *item) {
 // paused returns the topics whose messages are to stay in the store: those that are down, except when a probe is due.
 func (o *outages) paused(now time.Time) []string {
 	var topics []string
-	for _, name := range slices.Sorted(maps.Keys(o.topics)) {
-		t := o.topics[name]
+	for name, t := range o.topics {
 		if !t.since.IsZero() && (t.probing || t.nextProbe.After(now)) {
 			topics = append(topics, name)
 		}
@@ -258,13 +281,10 @@ func (o *outages) paused(now time.Time) []string {
 
 // nextProbe is when the next probe is due that no tick has announced; the zero time if none is.
 func (o *outages) nextProbe() time.Time {
-	var next time.Time
-	for _, t := range o.topics {
-		if !t.since.IsZero() && !t.probing && !t.nextProbe.IsZero() && (next.IsZero() || t.nextProbe.Before(next)) {
-			next = t.nextProbe
-		}
+	if len(o.probes) == 0 {
+		return time.Time{}
 	}
-	return next
+	return o.probes[0].at
 }
 
 // untilProbe is how long messages of a topic that is down should wait.
@@ -278,11 +298,27 @@ func (o *outages) untilProbe(topic string, now time.Time) time.Duration {
 // tick tells whether a probe has fallen due since the last one.
 func (o *outages) tick(now time.Time) bool {
 	due := false
-	for _, t := range o.topics {
-		if !t.since.IsZero() && !t.probing && !t.nextProbe.IsZero() && !t.nextProbe.After(now) {
+	for ; len(o.probes) > 0 && !o.probes[0].at.After(now); o.probes = o.probes[1:] {
+		t := o.probes[0].topic
+		if !t.since.IsZero() && !t.probing && t.nextProbe.Equal(o.probes[0].at) {
 			t.nextProbe = time.Time{}
 			o.changed, due = true, true
 		}
 	}
+	if !now.Before(o.nextSweep) {
+		o.nextSweep = now.Add(forgetTopicAfter / 10)
+		o.sweep(now)
+	}
 	return due
+}
+
+// sweep forgets the topics that nothing is heard of any more. A message that comes again has lost no more than a try.
+func (o *outages) sweep(now time.Time) {
+	for name, t := range o.topics {
+		if !t.probing && now.Sub(t.heard) >= forgetTopicAfter {
+			o.end(t, now)
+			o.failing -= len(t.attempt)
+			delete(o.topics, name)
+		}
+	}
 }

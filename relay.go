@@ -64,6 +64,7 @@ type relay struct {
 	again      bool // something has come up since the grant, which its claim may not have seen
 	marking    bool
 	nextPoll   time.Time
+	nextPause  time.Time // when the store may be told again which topics to leave out
 	lastGrant  time.Time
 	lastActive time.Time
 	pollDelay  time.Duration
@@ -204,8 +205,8 @@ func (r *relay) tick(now time.Time) {
 		r.retries = r.retries[1:]
 		r.pollWithin(0)
 	}
-	if r.dispatcher.outages.changed {
-		r.dispatcher.outages.changed = false
+	if r.dispatcher.outages.changed && !now.Before(r.nextPause) { // with many topics down one or the other always changes
+		r.dispatcher.outages.changed, r.nextPause = false, now.Add(shortPoll)
 		if r.pauser != nil {
 			r.pauser.PauseTopics(r.dispatcher.outages.paused(now)...)
 			r.pollWithin(0)
@@ -250,8 +251,10 @@ func (r *relay) grant(now time.Time) {
 	r.grants <- grant{limit, r.cfg.MaxInFlightBytes - r.dispatcher.inFlightBytes, r.dispatcher.idle()}
 }
 
+// mayGrant tells whether there is room, and nothing under way: while the store does not know which topics are down, it
+// would give out their messages again and again.
 func (r *relay) mayGrant() bool {
-	return !r.granted && !r.stopping && !r.drained &&
+	return !r.granted && !r.stopping && !r.drained && !r.dispatcher.outages.changed &&
 		r.dispatcher.inFlight < r.cfg.MaxInFlight && r.dispatcher.inFlightBytes < r.cfg.MaxInFlightBytes
 }
 
@@ -391,5 +394,8 @@ func (r *relay) untilNext(now time.Time) time.Duration {
 	}
 	earlier(r.dispatcher.nextTick())
 	earlier(r.dispatcher.outages.nextProbe())
+	if r.dispatcher.outages.changed {
+		earlier(r.nextPause)
+	}
 	return max(next.Sub(now), 100*time.Microsecond)
 }

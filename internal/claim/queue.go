@@ -403,8 +403,12 @@ func (q *Queue) replace(collections ...*fifo) {
 
 // Pause replaces the set of topics whose messages are left out.
 func (q *Queue) Pause(topics []string) {
+	paused := make(map[string]struct{}, len(topics))
+	for _, topic := range topics {
+		paused[topic] = struct{}{}
+	}
 	for topic, lists := range q.parked {
-		if !slices.Contains(topics, topic) {
+		if _, still := paused[topic]; !still {
 			delete(q.parked, topic)
 			for lists.head != nil {
 				q.place(lists.head)
