@@ -12,19 +12,27 @@ PACKAGES := ./... ./examples/...
 
 .PHONY: help
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: services
+services: ## Start the servers that the tests need and that do not run
+	@services/services up
+
+.PHONY: services-down
+services-down: ## Stop those that were started from here
+	@services/services down
 
 .PHONY: test
-test: ## Run all tests, with the race detector
+test: services ## Run all tests, with the race detector
 	go vet $(PACKAGES)
 	go test -race $(PACKAGES)
 
 .PHONY: test-short
-test-short: ## Run all tests but the long ones, without the race detector
+test-short: services ## Run all tests but the long ones, without the race detector
 	go test -short $(PACKAGES)
 
 .PHONY: stress
-stress: ## Run the tests of root, memory and SQLite fifty times over
+stress: services ## Run the tests of root and of the stores fifty times over
 	go test -race -count=50 -short -timeout=60m . ./store/...
 
 .PHONY: fuzz
@@ -34,7 +42,7 @@ fuzz: ## Fuzz each target for FUZZTIME (30s)
 	go test -run '^$$' -fuzz FuzzDecodeHeaders -fuzztime $(or $(FUZZTIME),30s) ./internal/sqlstore/
 
 .PHONY: bench
-bench: ## Compare with the same work written by hand, in turns
+bench: services ## Compare with the same work written by hand, in turns
 	go test -run '^$$' -bench 'Dispatch|Drain_OverSQLite_Against' -benchtime 10x .
 	go test -run '^$$' -bench 'Publish|Deduplicator' -benchtime 200x .
 	go test -run '^$$' -bench OfAMillion -benchtime 3x .
