@@ -46,24 +46,24 @@ func (s Server) DirectURL() string {
 }
 
 // Schema creates a schema that is dropped when the test ends.
-func Schema(t testing.TB, s Server) string {
-	t.Helper()
+func Schema(tb testing.TB, s Server) string {
+	tb.Helper()
 	name := "test_" + strings.ToLower(rand.Text()[:16])
-	Exec(t, s, "CREATE SCHEMA "+name)
-	t.Cleanup(func() { Exec(t, s, "DROP SCHEMA "+name+" CASCADE") })
+	Exec(tb, s, "CREATE SCHEMA "+name)
+	tb.Cleanup(func() { Exec(tb, s, "DROP SCHEMA "+name+" CASCADE") })
 	return name
 }
 
 // Exec runs a statement on a connection of its own.
-func Exec(t testing.TB, s Server, query string, args ...any) {
-	t.Helper()
+func Exec(tb testing.TB, s Server, query string, args ...any) {
+	tb.Helper()
 	ctx := context.Background() // also in a clean-up
 	conn, err := pgx.Connect(ctx, s.DirectURL())
 	if err != nil {
-		t.Fatalf("no PostgreSQL %s: run `make services`, or name a server in %s: %v", s.Name, s.env, err)
+		tb.Fatalf("no PostgreSQL %s: run `make services`, or name a server in %s: %v", s.Name, s.env, err)
 	}
 	defer conn.Close(ctx) //nolint:errcheck // the statement has told
 	if _, err := conn.Exec(ctx, query, args...); err != nil {
-		t.Fatalf("%s: %v", query, err)
+		tb.Fatalf("%s: %v", query, err)
 	}
 }
