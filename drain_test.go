@@ -113,6 +113,19 @@ func TestDrain_GivesUpOnADatabaseThatStaysAway(t *testing.T) {
 	})
 }
 
+func TestForwarder_Close_DoesNotRepeatTheErrorOfAnEarlierRun(t *testing.T) {
+	store := newMemory(t)
+	other := store.NewInstance()
+	_, err := other.Claim(t.Context(), 1, 1<<20) // it has the lease
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, other.Close()) })
+	f, err := outbox.NewForwarder(store, newBroker(), outbox.WithLogger(watermill.NopLogger{}))
+	require.NoError(t, err)
+	_, err = f.Drain(t.Context())
+	require.ErrorIs(t, err, outbox.ErrNoLease)
+	require.NoError(t, f.Close())
+}
+
 // Invariant: whatever ends a run, it waits for the Publish calls in flight and marks them.
 func TestForwarder_MarksWhatIsInFlight_WhenAClaimEndsTheRun(t *testing.T) {
 	for name, test := range map[string]struct {

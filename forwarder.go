@@ -158,7 +158,9 @@ func (f *Forwarder) runOnce(ctx context.Context, drain bool) (*relay, error) {
 	f.leading.Store(false)
 	relaying.Delete(f.identity())
 	f.mu.Lock()
-	f.stop, f.err = nil, err
+	if f.stop = nil; f.closed {
+		f.err = err
+	}
 	f.mu.Unlock()
 	close(ended)
 	return r, err
@@ -181,8 +183,8 @@ func (f *Forwarder) claimedOnce(leading bool) {
 	f.runningOnce.Do(func() { close(f.running) })
 }
 
-// Close ends Run as the end of its context does, waits for it, and returns its error. After that Run returns
-// [ErrClosed]. It may be called any number of times, from any goroutine but the publisher's.
+// Close ends Run as the end of its context does, waits for it, and returns its error, or nil if nothing was running.
+// After that Run returns [ErrClosed]. It may be called any number of times, from any goroutine but the publisher's.
 func (f *Forwarder) Close() error {
 	f.mu.Lock()
 	f.closed = true
@@ -242,7 +244,7 @@ func (f *Forwarder) log(event Event) {
 		logger.Error("Publishing to a topic fails, will be tried again until it works", e.Err,
 			watermill.LogFields{"topic": e.Topic})
 	case OutageEndedEvent:
-		logger.Info("Publishing to a topic works again", watermill.LogFields{"topic": e.Topic, "after": e.Duration})
+		logger.Info("The outage of a topic is over", watermill.LogFields{"topic": e.Topic, "after": e.Duration})
 	case LeaseGainedEvent:
 		logger.Info("This instance relays", watermill.LogFields{"slots": e.Slots})
 	case LeaseLostEvent:

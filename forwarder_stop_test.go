@@ -3,6 +3,7 @@ package outbox_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -405,6 +406,20 @@ func TestRouterPlugin_TwoOverOneStore_TheSecondSaysSoAndTheFirstGoesOn(t *testin
 	require.NoError(t, <-ended)
 	require.Empty(t, refused)
 	require.Empty(t, pendingOf(t, store))
+}
+
+func TestForwarder_SaysThatAMarkedMessageWasNotClaimed_WhereSomebodyLooksForIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, b, logger := &heldStore{Store: newMemory(t)}, newBroker(), watermill.NewCaptureLogger()
+		store.settle = func() error { return fmt.Errorf("memory: %w", outbox.ErrNotClaimed) }
+		publish(t, store, "topic", newMessage("x", ""))
+		run(t, store, b, outbox.WithLogger(logger))
+		b.await(t, 1)
+		synctest.Wait()
+		require.Empty(t, logger.Captured()[watermill.ErrorLogLevel])
+		require.Len(t, logger.Captured()[watermill.DebugLogLevel], 1)
+		require.ErrorIs(t, logger.Captured()[watermill.DebugLogLevel][0].Fields["err"].(error), outbox.ErrNotClaimed)
+	})
 }
 
 // errorLog hands on the errors that are logged.

@@ -176,36 +176,27 @@ func WithPermanentError(isPermanent func(error) bool) Option {
 	return OptionFunc(func(c *Config) { c.PermanentError = isPermanent })
 }
 
-// SharedOption is an option that [NewForwarder], [NewPublisher], [NewDeduplicator] and [RunProcessedCleanup] all take.
-type SharedOption struct {
-	logger   watermill.LoggerAdapter
-	observer Observer
-	what     string
-}
+// WithLogger sets where log lines go, instead of slog.Default(): an option of [NewForwarder], [NewDeduplicator] and
+// [RunProcessedCleanup]. Their fields are Watermill's: message_uuid, topic, handler_name, err. Use watermill.NopLogger{}
+// for silence.
+func WithLogger(logger watermill.LoggerAdapter) LoggerOption { return LoggerOption{logger} }
 
-// WithLogger sets where log lines go, instead of slog.Default(). Their fields are Watermill's: message_uuid, topic,
-// handler_name, err. Use watermill.NopLogger{} for silence.
-func WithLogger(logger watermill.LoggerAdapter) SharedOption {
-	return SharedOption{logger: logger, what: "Logger"}
-}
-
-// WithObserver sets who hears of events. See [Observer].
-func WithObserver(observer Observer) SharedOption {
-	return SharedOption{observer: observer, what: "Observer"}
-}
+// LoggerOption is what [WithLogger] returns.
+type LoggerOption struct{ logger watermill.LoggerAdapter }
 
 // Apply implements [Option].
-func (o SharedOption) Apply(c *Config) { o.apply(&c.Logger, &c.Observer) }
+func (o LoggerOption) Apply(c *Config)                   { c.Logger = o.logger }
+func (o LoggerOption) applyDeduplicator(d *Deduplicator) { d.logger = o.logger }
+func (o LoggerOption) applyCleanup(c *cleanup)           { c.logger = o.logger }
 
-func (o SharedOption) applyPublisher(p *Publisher)       { o.apply(nil, &p.observer) }
-func (o SharedOption) applyDeduplicator(d *Deduplicator) { o.apply(&d.logger, &d.observer) }
-func (o SharedOption) applyCleanup(c *cleanup)           { o.apply(&c.logger, nil) }
+// WithObserver sets who hears of events: an option of [NewForwarder], [NewPublisher] and [NewDeduplicator]. See
+// [Observer].
+func WithObserver(observer Observer) ObserverOption { return ObserverOption{observer} }
 
-func (o SharedOption) apply(logger *watermill.LoggerAdapter, observer *Observer) {
-	switch {
-	case o.what == "Logger" && logger != nil:
-		*logger = o.logger
-	case o.what == "Observer" && observer != nil:
-		*observer = o.observer
-	}
-}
+// ObserverOption is what [WithObserver] returns.
+type ObserverOption struct{ observer Observer }
+
+// Apply implements [Option].
+func (o ObserverOption) Apply(c *Config)                   { c.Observer = o.observer }
+func (o ObserverOption) applyPublisher(p *Publisher)       { p.observer = o.observer }
+func (o ObserverOption) applyDeduplicator(d *Deduplicator) { d.observer = o.observer }

@@ -67,7 +67,7 @@ type service struct {
 	store   *sqlite.Store
 	broker  *broker
 	logger  watermill.LoggerAdapter
-	journal outbox.SharedOption
+	journal outbox.ObserverOption
 }
 
 // run runs until ctx ends.
