@@ -25,11 +25,13 @@ services-down: ## Stop those that were started from here
 .PHONY: test
 test: services ## Run all tests, with the race detector
 	go vet $(PACKAGES)
-	go test -race $(PACKAGES)
+	go test -race ./...
+	go test -race -count=1 ./examples/... # they build programs, whose changes the cache of tests does not see
 
 .PHONY: test-short
 test-short: services ## Run all tests but the long ones, without the race detector
-	go test -short $(PACKAGES)
+	go test -short ./...
+	go test -short -count=1 ./examples/...
 
 .PHONY: stress
 stress: services ## Run the tests of root and of the stores fifty times over

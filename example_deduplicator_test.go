@@ -33,7 +33,10 @@ func ExampleNewDeduplicator() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	retry := middleware.Retry{MaxRetries: 3, InitialInterval: 100 * time.Millisecond, ResetContextOnRetry: true}
+	retry := middleware.Retry{
+		MaxRetries: 3, InitialInterval: 100 * time.Millisecond, MaxInterval: time.Second, Multiplier: 2, // without the last two it does not wait
+		ResetContextOnRetry: true,
+	}
 	dedup, err := outbox.NewDeduplicator(store.Processed(), "billing")
 	if err != nil {
 		log.Fatal(err)

@@ -87,7 +87,8 @@ func addHandler(
 		return err
 	}
 	retry := middleware.Retry{
-		MaxRetries: 5, InitialInterval: 50 * time.Millisecond, Multiplier: 2, ResetContextOnRetry: true,
+		MaxRetries: 5, InitialInterval: 50 * time.Millisecond, MaxInterval: time.Second, Multiplier: 2,
+		ResetContextOnRetry: true,
 	}
 	dedup, err := outbox.NewDeduplicator(store.Processed(), "quickstart", opts...)
 	if err != nil {

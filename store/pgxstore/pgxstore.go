@@ -81,6 +81,10 @@ func WithoutNotify() Option { return func(o *sqlstore.Options) { o.NoNotify = tr
 const driver = "pgx"
 
 // New returns a Store over pool, which stays the caller's to close. It does not use it yet.
+//
+// A Forwarder reads, marks and renews its leases through the pool, with up to five connections at a time. Where requests may
+// take them all for seconds, give the Forwarder a store over a pool of its own: both stores are the same outbox, and Publisher
+// takes a transaction of either.
 func New(pool *pgxpool.Pool, opts ...Option) (*Store, error) {
 	if pool == nil {
 		return nil, errors.New("pgxstore: the *pgxpool.Pool is nil: make one with pgxpool.New")
