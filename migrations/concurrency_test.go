@@ -25,13 +25,13 @@ const (
 	processRounds   = 3
 )
 
-// atOnce calls do for many databases opened by dsn and returns the first error.
-func atOnce(t *testing.T, dsn string, do func(ctx context.Context, db *sql.DB, i int) error) error {
+// atOnce calls do for many pools of connections and returns the first error.
+func atOnce(t *testing.T, open func() *sql.DB, do func(ctx context.Context, db *sql.DB, i int) error) error {
 	t.Helper()
 	start := make(chan struct{})
 	var group errgroup.Group
 	for i := range many {
-		db := open(t, dsn)
+		db := open()
 		group.Go(func() error {
 			<-start
 			return do(t.Context(), db, i)
@@ -55,7 +55,7 @@ func TestUp_ByManyGoroutinesAtOnce_SucceedsForAll(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for range goroutineRounds {
 				dsn := newDSN(t, options)
-				require.NoError(t, atOnce(t, dsn, func(ctx context.Context, db *sql.DB, _ int) error {
+				require.NoError(t, atOnce(t, func() *sql.DB { return open(t, dsn) }, func(ctx context.Context, db *sql.DB, _ int) error {
 					return migrations.Up(ctx, db, driver)
 				}))
 				assertMigratedOnce(t, dsn)
@@ -70,7 +70,7 @@ func TestDown_ByManyGoroutinesAtOnce_SucceedsForAll(t *testing.T) {
 			for range goroutineRounds {
 				dsn := newDSN(t, options)
 				up(t, open(t, dsn))
-				require.NoError(t, atOnce(t, dsn, func(ctx context.Context, db *sql.DB, _ int) error {
+				require.NoError(t, atOnce(t, func() *sql.DB { return open(t, dsn) }, func(ctx context.Context, db *sql.DB, _ int) error {
 					return migrations.Down(ctx, db, driver)
 				}))
 				assert.Empty(t, schemaOf(t, open(t, dsn)))
@@ -85,7 +85,7 @@ func TestUpAndDown_AtOnce_LeaveAllOrNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for range goroutineRounds {
 				dsn := newDSN(t, options)
-				_ = atOnce(t, dsn, func(ctx context.Context, db *sql.DB, i int) error {
+				_ = atOnce(t, func() *sql.DB { return open(t, dsn) }, func(ctx context.Context, db *sql.DB, i int) error {
 					if i%2 == 0 {
 						return migrations.Down(ctx, db, driver)
 					}
@@ -108,7 +108,7 @@ func TestUp_WithDifferentPrefixesAtOnce_SucceedsForAll(t *testing.T) {
 	for name, options := range dsnOptions {
 		t.Run(name, func(t *testing.T) {
 			dsn := newDSN(t, options)
-			require.NoError(t, atOnce(t, dsn, func(ctx context.Context, db *sql.DB, i int) error {
+			require.NoError(t, atOnce(t, func() *sql.DB { return open(t, dsn) }, func(ctx context.Context, db *sql.DB, i int) error {
 				return migrations.Up(ctx, db, driver, migrations.WithPrefix(fmt.Sprintf("p%d_", i)))
 			}))
 			assert.Len(t, schemaOf(t, open(t, dsn)), many*len(tablesAndIndexes))

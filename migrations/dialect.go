@@ -20,34 +20,27 @@ type dialect struct {
 	drivers  []string // the names its drivers are registered under
 	goose    goose.Dialect
 	quote    byte
-	schemas  bool
 	folder   string
+	// defaultSchema is where the tables are without WithSchema, as it is for the stores, whatever the settings of a
+	// connection are. Empty where the database has no schemas.
+	defaultSchema string
 	// tableExists counts the tables of this name, which is given as outbox_....
 	tableExists func(names sqlname.Names, table string) (query string, args []any)
-	// busy are parts of errors that mean that others are at work and the same may succeed later. Matching text keeps
-	// this package free of drivers.
-	busy []string
+	// lockTimeout begins each transaction, where the database needs to be told how long to wait for a lock.
+	lockTimeout string
+	// lock keeps other migrations from the version table until the transaction ends. It may delete version 0.
+	lock string
+	// isBusy tells an error that means that others are at work and the same may succeed later. Neither it nor advice
+	// knows the types of drivers, which keeps this package free of them.
+	isBusy func(err error) bool
+	// advice returns what a user can do about an error, or nothing.
+	advice func(err error) string
 }
 
-//go:embed sqlite
+//go:embed postgres sqlite
 var folders embed.FS
 
-var dialects = []dialect{
-	{
-		database: "SQLite",
-		drivers:  []string{"sqlite3", "sqlite"},
-		goose:    goose.DialectSQLite3,
-		quote:    '"',
-		folder:   "sqlite",
-		tableExists: func(names sqlname.Names, table string) (string, []any) {
-			// Table names are compared as SQLite does it, without regard to case.
-			return "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ? COLLATE NOCASE",
-				[]any{names.Unquoted(table)}
-		},
-		// "database is locked", "database table is locked", "locking protocol" (a race while WAL is set up).
-		busy: []string{"is locked", "locking protocol"},
-	},
-}
+var dialects = []dialect{sqlite, postgres}
 
 func dialectOf(driverName string) (dialect, error) {
 	var known []string
@@ -63,15 +56,19 @@ func dialectOf(driverName string) (dialect, error) {
 		driverName, strings.Join(known, ", "))
 }
 
-func (d dialect) isBusy(err error) bool {
-	return slices.ContainsFunc(d.busy, func(part string) bool { return strings.Contains(err.Error(), part) })
+// advise adds what to do about err where there is something.
+func (d dialect) advise(err error) error {
+	if advice := d.advice(err); advice != "" {
+		return fmt.Errorf("%s: %w", advice, err)
+	}
+	return err
 }
 
 // A schema is one outbox: what leads to its tables, and what they are called. It knows no database.
 type schema struct {
 	dialect dialect
 	names   sqlname.Names
-	files   fs.FS // the dialect's folder, with the names put in
+	files   renderedFS // the dialect's folder, with the names put in
 }
 
 func newSchema(driverName string, opts []Option) (schema, error) {
@@ -83,11 +80,11 @@ func newSchema(driverName string, opts []Option) (schema, error) {
 	for _, opt := range opts {
 		opt(&o)
 	}
-	names, err := sqlname.New(o.schema, o.prefix, d.quote)
+	names, err := sqlname.New(cmp.Or(o.schema, d.defaultSchema), o.prefix, d.quote)
 	if err != nil {
 		return schema{}, err
 	}
-	if o.schema != "" && !d.schemas {
+	if o.schema != "" && d.defaultSchema == "" {
 		return schema{}, fmt.Errorf("outbox: %s has no schemas: leave out WithSchema(%q); WithPrefix keeps several "+
 			"outboxes in one database apart", d.database, o.schema)
 	}

@@ -76,6 +76,22 @@ func ExampleWithPrefix() {
 	// Output: 2 tables of messages
 }
 
+// PostgreSQL's tables in a schema of their own.
+func ExampleWithSchema() {
+	down, err := migrations.SQL("pgx", 1, 0, migrations.WithSchema("messaging"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Print(down)
+	// Output:
+	// -- Indexes go with their tables.
+	// DROP TABLE IF EXISTS "messaging"."outbox_processed";
+	// DROP TABLE IF EXISTS "messaging"."outbox_relays";
+	// DROP TABLE IF EXISTS "messaging"."outbox_slots";
+	// DROP TABLE IF EXISTS "messaging"."outbox_archive";
+	// DROP TABLE IF EXISTS "messaging"."outbox_messages";
+}
+
 // For flyway: one file for each version, written once and committed.
 func ExampleSQL() {
 	up, err := migrations.SQL("sqlite3", 0, 1, migrations.WithPrefix("billing_"))

@@ -24,12 +24,13 @@ type options struct {
 // WithPrefix puts prefix before the name of every table and index: "billing_" makes it billing_outbox_messages. Several
 // outboxes with different prefixes live side by side in one database. It is at most 30 letters, digits and underscores
 // and does not begin with a digit; everything else is an error of the call that it is given to. The default is none.
+// PostgreSQL tells Billing_ from billing_, SQLite does not.
 func WithPrefix(prefix string) Option {
 	return func(o *options) { o.prefix = prefix }
 }
 
-// WithSchema puts the tables into a schema, which must exist, instead of the default one of the connection. The bounds
-// are those of [WithPrefix]. SQLite has no schemas, so there it is an error.
+// WithSchema puts the tables into a schema of PostgreSQL, which must exist. The bounds are those of [WithPrefix]. The
+// default is "public", whatever search_path says. SQLite has no schemas, so there it is an error.
 func WithSchema(schema string) Option {
 	return func(o *options) { o.schema = schema }
 }
@@ -37,19 +38,23 @@ func WithSchema(schema string) Option {
 // Up brings the tables to the latest version that this release knows. Where they are there already, or at the version
 // of a newer release, it only reads and returns nil.
 //
-// driverName says which database db is, by the name its driver is registered under: "sqlite3" or "sqlite". Any other is
-// an error that lists the known ones.
+// driverName says which database db is, by the name its driver is registered under: "sqlite3" or "sqlite"; "postgres"
+// (lib/pq) or "pgx", for PostgreSQL 13 and later. Any other is an error that lists the known ones.
 //
 // Any number of processes may call Up at once, as replicas of a service do when they start: each migration is applied
 // once, and all calls return nil. Up waits while others lock the database, and gives up when that has lasted for about
-// 30 seconds, or when ctx ends. A migration is applied whole or not at all, so a call that failed may be made again.
+// 30 seconds, or when ctx ends. On PostgreSQL it stands in the way of those who use a table it waits for, for a second at
+// a time. A migration is applied whole or not at all, so a call that failed may be made again.
+//
+// PgBouncer in transaction mode will do, if db was opened for it: with pgx that is default_query_exec_mode=exec or
+// simple_protocol.
 func Up(ctx context.Context, db *sql.DB, driverName string, opts ...Option) error {
 	m, err := newMigrator(db, driverName, opts)
 	if err != nil {
 		return err
 	}
 	if err := m.up(ctx); err != nil {
-		return fmt.Errorf("outbox: migrate up: %w", err)
+		return fmt.Errorf("outbox: migrate up: %w", m.dialect.advise(err))
 	}
 	return nil
 }
@@ -68,7 +73,7 @@ func Down(ctx context.Context, db *sql.DB, driverName string, opts ...Option) er
 		return err
 	}
 	if err := m.down(ctx); err != nil {
-		return fmt.Errorf("outbox: migrate down: %w", err)
+		return fmt.Errorf("outbox: migrate down: %w", m.dialect.advise(err))
 	}
 	return nil
 }
@@ -83,7 +88,7 @@ func Version(ctx context.Context, db *sql.DB, driverName string, opts ...Option)
 	}
 	version, err := m.version(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("outbox: read the version of the schema: %w", err)
+		return 0, fmt.Errorf("outbox: read the version of the schema: %w", m.dialect.advise(err))
 	}
 	return max(version, 0), nil
 }

@@ -24,7 +24,8 @@ const (
 // A migrator leads one database to a schema.
 type migrator struct {
 	schema
-	db *sql.DB
+	db       *sql.DB
+	patience time.Duration
 }
 
 func newMigrator(db *sql.DB, driverName string, opts []Option) (migrator, error) {
@@ -32,7 +33,7 @@ func newMigrator(db *sql.DB, driverName string, opts []Option) (migrator, error)
 		return migrator{}, errors.New("outbox: migrations need a database, not a nil *sql.DB")
 	}
 	s, err := newSchema(driverName, opts)
-	return migrator{schema: s, db: db}, err
+	return migrator{schema: s, db: db, patience: patience}, err
 }
 
 func (m migrator) up(ctx context.Context) error {
@@ -82,9 +83,10 @@ func (m migrator) down(ctx context.Context) error {
 }
 
 // settle runs step until it succeeds or fails for a reason of its own. goose has no lock that keeps others out of an
-// SQLite database, so of several processes one wins and the others fail with whatever error they happen to meet: a
-// table that exists already, or no longer, a version that is not unique, a lock. A loser sees the winner's commit, so
-// the version is another one than before its step; then, and where the database is locked, it tries again.
+// SQLite database, and one that lasts longer than a transaction would not survive PgBouncer, so of several processes one
+// wins and the others fail with whatever error they happen to meet: a table that exists already, or no longer, a version
+// that is not unique, a lock. A loser sees the winner's commit, so the version is another one than before its step;
+// then, and where something is locked, it tries again.
 func (m migrator) settle(ctx context.Context, step func(version int64) error) error {
 	again := backoff.NewExponentialBackOff()
 	again.InitialInterval = 5 * time.Millisecond
@@ -97,7 +99,7 @@ func (m migrator) settle(ctx context.Context, step func(version int64) error) er
 			return struct{}{}, err
 		}
 		return struct{}{}, backoff.Permanent(err)
-	}, backoff.WithBackOff(again), backoff.WithMaxElapsedTime(patience))
+	}, backoff.WithBackOff(again), backoff.WithMaxElapsedTime(m.patience))
 	return err
 }
 
@@ -116,7 +118,7 @@ func (m migrator) attempt(ctx context.Context, step func(version int64) error) e
 	after, err := m.version(ctx)
 	switch {
 	case err != nil:
-		return errors.Join(failure, err)
+		return errors.Join(err, failure) // a lock is the first to be seen: it may hide that somebody was faster
 	case after != before:
 		return fmt.Errorf("%w: %w", errOvertaken, failure)
 	default:
@@ -143,7 +145,9 @@ func (m migrator) provider() (*goose.Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	return goose.NewProvider(goose.DialectCustom, m.db, m.files,
+	files := m.files
+	files.first = m.dialect.lockTimeout
+	return goose.NewProvider(goose.DialectCustom, m.db, files,
 		goose.WithStore(versionStore{store}),
 		// The application may have Go migrations of its own.
 		goose.WithDisableGlobalRegistry(true),
@@ -163,7 +167,8 @@ func (m migrator) createVersionTable(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.db.ExecContext(ctx, string(statements))
+	// Without parameters, so that PostgreSQL runs all of it in one transaction.
+	_, err = m.db.ExecContext(ctx, m.dialect.lockTimeout+string(statements))
 	return err
 }
 
@@ -175,12 +180,12 @@ func (m migrator) dropVersionTable(ctx context.Context) error {
 	}
 	defer func() { _ = tx.Rollback() }()
 
-	// Writing first locks others out before the count is taken.
-	if _, err := tx.ExecContext(ctx, m.names.Render("DELETE FROM outbox_version WHERE version_id = 0")); err != nil {
+	if _, err := tx.ExecContext(ctx, m.dialect.lockTimeout+m.names.Render(m.dialect.lock)); err != nil {
 		return err
 	}
 	var applied int64
-	err = tx.QueryRowContext(ctx, m.names.Render("SELECT count(*) FROM outbox_version")).Scan(&applied)
+	err = tx.QueryRowContext(ctx, m.names.Render("SELECT count(*) FROM outbox_version WHERE version_id > 0")).
+		Scan(&applied)
 	if err != nil || applied > 0 {
 		return err
 	}
@@ -195,9 +200,7 @@ func (m migrator) version(ctx context.Context) (int64, error) {
 	if exists, err := m.exists(ctx, versionTable); err != nil || !exists {
 		return noVersionTable, err
 	}
-	var version int64
-	err := m.db.QueryRowContext(ctx, m.names.Render("SELECT coalesce(max(version_id), 0) FROM outbox_version")).
-		Scan(&version)
+	version, err := m.lastApplied(ctx)
 	if err == nil {
 		return version, nil
 	}
@@ -206,6 +209,26 @@ func (m migrator) version(ctx context.Context) (int64, error) {
 		return noVersionTable, nil
 	}
 	return noVersionTable, err
+}
+
+// lastApplied is a transaction only where there is a timeout to set: SQLite's could be one that locks others out.
+func (m migrator) lastApplied(ctx context.Context) (version int64, err error) {
+	var db interface {
+		QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	} = m.db
+	if m.dialect.lockTimeout != "" {
+		tx, err := m.db.BeginTx(ctx, nil)
+		if err != nil {
+			return 0, err
+		}
+		defer func() { _ = tx.Rollback() }()
+		if _, err := tx.ExecContext(ctx, m.dialect.lockTimeout); err != nil {
+			return 0, err
+		}
+		db = tx
+	}
+	err = db.QueryRowContext(ctx, m.names.Render("SELECT coalesce(max(version_id), 0) FROM outbox_version")).Scan(&version)
+	return version, err
 }
 
 func (m migrator) exists(ctx context.Context, table string) (bool, error) {

@@ -17,11 +17,10 @@ import (
 	"github.com/watermill-outbox/outbox/internal/sqlname"
 )
 
-// withSteps returns the SQLite schema with other migrations, of which one comes after 2 by number and before it by
-// name.
-func withSteps(t *testing.T, extra map[string]string) schema {
+// withSteps returns a schema with other migrations, of which one comes after 2 by number and before it by name.
+func withSteps(t *testing.T, extra map[string]string, driverName string, opts ...Option) schema {
 	t.Helper()
-	s, err := newSchema("sqlite3", nil)
+	s, err := newSchema(driverName, opts)
 	require.NoError(t, err)
 	versionSQL, err := fs.ReadFile(s.files, "version.sql")
 	require.NoError(t, err)
@@ -58,7 +57,7 @@ func TestSQL_TakesTheStepsInTheOrderOfTheirNumbers(t *testing.T) {
 		notTwo   = "DELETE FROM \"outbox_steps\" WHERE n = 2;\n"
 		notTen   = "DELETE FROM \"outbox_steps\" WHERE n = 10;\n"
 	)
-	s := withSteps(t, nil)
+	s := withSteps(t, nil, "sqlite3")
 	for _, way := range []struct {
 		from, to int64
 		want     []string
@@ -87,12 +86,12 @@ func TestSQL_TakesTheStepsInTheOrderOfTheirNumbers(t *testing.T) {
 func TestUp_AppliesDataOnce_WhenManyRunAtOnce(t *testing.T) {
 	for _, options := range []string{"_busy_timeout=5000", "_txlock=immediate&_busy_timeout=5000&_journal_mode=WAL"} {
 		for range 10 {
-			s := withSteps(t, nil)
+			s := withSteps(t, nil, "sqlite3")
 			dsn := "file:" + filepath.Join(t.TempDir(), "outbox.db") + "?" + options
 			start := make(chan struct{})
 			var group errgroup.Group
 			for range 8 {
-				m := migrator{schema: s, db: openFile(t, dsn)}
+				m := migrator{schema: s, db: openFile(t, dsn), patience: patience}
 				group.Go(func() error {
 					<-start
 					return m.up(t.Context())
@@ -111,15 +110,18 @@ func TestUp_AppliesDataOnce_WhenManyRunAtOnce(t *testing.T) {
 
 func TestUp_KeepsTheStepsBeforeOneThatFails(t *testing.T) {
 	m := migrator{
-		schema: withSteps(t, map[string]string{"11_bad.sql": "-- +goose Up\nINSERT INTO outbox_nowhere VALUES (1);\n"}),
-		db:     openFile(t, "file:"+filepath.Join(t.TempDir(), "outbox.db")),
+		schema: withSteps(t, map[string]string{
+			"11_bad.sql": "-- +goose Up\nINSERT INTO outbox_nowhere VALUES (1);\n",
+		}, "sqlite3"),
+		db:       openFile(t, "file:"+filepath.Join(t.TempDir(), "outbox.db")),
+		patience: patience,
 	}
 	require.ErrorContains(t, m.up(t.Context()), "no such table: outbox_nowhere")
 	version, err := m.version(t.Context())
 	require.NoError(t, err)
 	assert.EqualValues(t, 10, version)
 
-	m.schema = withSteps(t, nil)
+	m.schema = withSteps(t, nil, "sqlite3")
 	require.NoError(t, m.down(t.Context()))
 	version, err = m.version(t.Context())
 	require.NoError(t, err)
@@ -145,7 +147,7 @@ func locked(t *testing.T, onLook func(n int)) (m migrator, unlock func()) {
 		onLook(n)
 		return look(names, table)
 	}
-	return migrator{schema: s, db: openFile(t, dsn+"?_busy_timeout=1")}, func() {
+	return migrator{schema: s, db: openFile(t, dsn+"?_busy_timeout=1"), patience: patience}, func() {
 		_, err := holder.ExecContext(t.Context(), "ROLLBACK")
 		assert.NoError(t, err)
 	}
@@ -194,6 +196,11 @@ func TestEveryDialect_HasItsFiles(t *testing.T) {
 				text, err = s.sql(m.version, m.version-1)
 				require.NoError(t, err)
 				assert.NotEmpty(t, strings.TrimSpace(text), "down of %s", m.file)
+				files := s.files
+				files.first = "-- first\n"
+				whole, err := fs.ReadFile(files, m.file)
+				require.NoError(t, err)
+				assert.Equal(t, 2, strings.Count(string(whole), files.first), "%s: goose's annotations stand alone", m.file)
 			}
 			_, err = fs.Stat(s.files, "version.sql")
 			require.NoError(t, err)

@@ -14,6 +14,8 @@ import (
 type renderedFS struct {
 	files fs.FS
 	names sqlname.Names
+	// first is put before the statements of each direction, if it is not empty.
+	first string
 }
 
 func (r renderedFS) Open(name string) (fs.File, error) {
@@ -26,7 +28,11 @@ func (r renderedFS) Open(name string) (fs.File, error) {
 		_ = file.Close()
 		return nil, err
 	}
-	return renderedFile{File: file, text: strings.NewReader(r.names.Render(string(text)))}, nil
+	withFirst := strings.NewReplacer(
+		annotation+"Up\n", annotation+"Up\n"+r.first,
+		annotation+"Down\n", annotation+"Down\n"+r.first)
+	rendered := withFirst.Replace(r.names.Render(string(text)))
+	return renderedFile{File: file, text: strings.NewReader(rendered)}, nil
 }
 
 type renderedFile struct {

@@ -1,5 +1,5 @@
--- The table in which goose records what was applied, with goose's columns. Each statement may be run any number of
--- times and by several processes at once.
+-- The table in which goose records what was applied, with goose's columns. All of it may be run any number of times. Of
+-- several processes that create the table at once all but one fail, and find it when they try again.
 
 -- A migration and its row here commit together, so the unique version is what keeps two processes that found the same
 -- migration missing from both applying it.
