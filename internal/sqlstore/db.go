@@ -56,8 +56,7 @@ type SQLDB struct {
 }
 
 // NewSQLDB returns a DB over db, which stays the caller's to close. embedded is for a database in this process, which has
-// time limits of its own: there a BEGIN is not interrupted, since go-sqlite3 would hand it to another goroutine and back,
-// which takes longer than the statement.
+// no pooler in between, and one writer, so that nothing comes late.
 func NewSQLDB(db *sql.DB, embedded bool) *SQLDB {
 	return &SQLDB{db: db, embedded: embedded, stmts: map[string]*sql.Stmt{}}
 }
@@ -158,10 +157,6 @@ func (d *SQLDB) Begin(ctx context.Context) (Tx, error) {
 
 // beginOn begins a transaction that ends with end, and not with ctx, as database/sql would have it.
 func (d *SQLDB) beginOn(ctx context.Context, conn *sql.Conn) (tx *sql.Tx, end context.CancelFunc, err error) {
-	if d.embedded {
-		tx, err = conn.BeginTx(context.WithoutCancel(ctx), nil)
-		return tx, func() {}, err
-	}
 	txCtx, end := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, end) // while it has not begun, the end of ctx stops the wait for it
 	tx, err = conn.BeginTx(txCtx, nil)

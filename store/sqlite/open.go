@@ -34,7 +34,10 @@ func Open(path string) (*sql.DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sqlite: the parameters of %q: %w", path, err)
 	}
-	if name == "" || strings.HasPrefix(name, ":memory:") || params.Get("mode") == "memory" {
+	if name == "" && params.Get("mode") != "memory" {
+		return nil, fmt.Errorf("sqlite: %q names no file: Open needs a path, such as app.db", path)
+	}
+	if strings.HasPrefix(name, ":memory:") || params.Get("mode") == "memory" {
 		return nil, fmt.Errorf("sqlite: %q is a database in memory, of which every connection would have its own; "+
 			"use a file, or package store/memory in tests", path)
 	}
@@ -59,36 +62,40 @@ func Open(path string) (*sql.DB, error) {
 // dsnHint is what a database that New refuses lacks.
 const dsnHint = "open it with sqlite.Open, or with the DSN file:PATH?_journal_mode=WAL&_busy_timeout=5000&_txlock=immediate"
 
-// checkSettings makes sure that db has what Open sets.
-func checkSettings(db *sql.DB) error {
+// checkSettings makes sure that db has what Open sets, and returns the busy timeout.
+func checkSettings(db *sql.DB) (busyTimeout time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	var journal string
 	if err := db.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&journal); err != nil {
-		return fmt.Errorf("read the journal mode: %w", err)
+		return 0, fmt.Errorf("read the journal mode: %w", err)
 	}
 	if !strings.EqualFold(journal, "wal") {
-		return fmt.Errorf("the journal mode is %q, not WAL: %s", journal, dsnHint)
+		return 0, fmt.Errorf("the journal mode is %q, not WAL: %s", journal, dsnHint)
 	}
 	var timeout int
 	if err := db.QueryRowContext(ctx, "PRAGMA busy_timeout").Scan(&timeout); err != nil {
-		return fmt.Errorf("read the busy timeout: %w", err)
+		return 0, fmt.Errorf("read the busy timeout: %w", err)
 	}
 	if timeout <= 0 {
-		return fmt.Errorf("there is no busy timeout, so that concurrent writers would fail: %s", dsnHint)
+		return 0, fmt.Errorf("there is no busy timeout, so that concurrent writers would fail: %s", dsnHint)
 	}
+	busyTimeout = time.Duration(timeout) * time.Millisecond
 	if stats := db.Stats(); stats.MaxOpenConnections > 0 && stats.MaxOpenConnections-stats.InUse < 2 {
-		return nil // the look takes two connections; with one, transactions cannot get in each other's way
+		return busyTimeout, nil // the look takes two connections; with one, transactions cannot get in each other's way
 	}
 	immediate, err := beginsImmediate(ctx, db, timeout)
-	if err != nil {
-		return err
-	}
-	if !immediate {
-		return fmt.Errorf("transactions do not begin IMMEDIATE, so that those which read before they write would fail "+
+	switch {
+	case err != nil && strings.Contains(err.Error(), "database table is locked"):
+		return 0, fmt.Errorf("connections that share a cache do not wait for each other: leave out the parameter "+
+			"cache=shared: %w", err)
+	case err != nil:
+		return 0, err
+	case !immediate:
+		return 0, fmt.Errorf("transactions do not begin IMMEDIATE, so that those which read before they write would fail "+
 			"under load: %s", dsnHint)
 	}
-	return nil
+	return busyTimeout, nil
 }
 
 // beginsImmediate tells whether a transaction of db holds the write lock from its beginning: whether another connection

@@ -26,12 +26,17 @@ import (
 // concurrent use.
 //
 // SQLite has one writer at a time, and a transaction of [Open] is a writer from its beginning: keep transactions short,
-// and write in a handler through its transaction alone, since another connection would wait for the handler to end.
+// and write in a handler through its transaction alone, since another connection would wait for the handler to end. The
+// transactions and writes of all stores on one *sql.DB wait for each other in the order in which they came, for up to 30 s,
+// but for no single transaction longer than the busy timeout, if it was open already when they came. Transactions that
+// you begin on the *sql.DB yourself, and other processes, compete as SQLite has it, without any order.
 //
-// A statement that fails because the disk is full, or because its context ended, may roll the whole transaction back
-// without database/sql knowing; statements after it would commit by themselves. So end a transaction at the first error,
-// and do not set deadlines for single statements of it. Publish itself cannot be interrupted, and ends the transaction
-// if it is the one to fail.
+// A statement that fails may roll the whole transaction back without database/sql knowing: INSERT OR ROLLBACK and other
+// conflict clauses of that name, RAISE(ROLLBACK) in a trigger, a full disk, the end of the statement's context.
+// Statements after it commit by themselves, and a message would be published although Commit fails. So end a
+// transaction at the first error, and do not set deadlines for single statements of it. In the transactions of InTx and
+// of a Deduplicator, Publish notices, and ends the transaction; in those that you begin yourself it does not, since to ask
+// would take a statement more. Publish itself cannot be interrupted, and ends the transaction if it is the one to fail.
 //
 // A transaction, where one is asked for, is a *sql.Tx or what wraps one with ExecContext, QueryContext, Commit and
 // Rollback, such as *sqlx.Tx and bun.Tx.
@@ -85,7 +90,8 @@ func New(db *sql.DB, opts ...Option) (*Store, error) {
 	if db == nil {
 		return nil, errors.New("sqlite: the *sql.DB is nil: open one with sqlite.Open")
 	}
-	if err := checkSettings(db); err != nil {
+	busyTimeout, err := checkSettings(db)
+	if err != nil {
 		return nil, fmt.Errorf("sqlite: %w", err)
 	}
 	var options sqlstore.Options
@@ -100,7 +106,7 @@ func New(db *sql.DB, opts ...Option) (*Store, error) {
 		return nil, fmt.Errorf("sqlite: %w", err)
 	}
 	s := &Store{db: db, prefix: options.Prefix}
-	s.engine, err = sqlstore.New(s, sqlstore.NewSQLDB(db, true), sqlstore.Dialect{
+	s.engine, err = sqlstore.New(s, newDatabase(db, busyTimeout), sqlstore.Dialect{
 		Name:      "sqlite",
 		Quote:     '"',
 		MaxRows:   5000, // of 6 parameters each; SQLite takes 32,766

@@ -100,7 +100,8 @@ func TestOpen_LetsParametersTakePrecedence(t *testing.T) {
 func TestOpen_SaysWhatIsWrong(t *testing.T) {
 	for path, want := range map[string]string{
 		":memory:":                  "package store/memory in tests",
-		"":                          "package store/memory in tests",
+		"":                          "needs a path",
+		"file:?_synchronous=NORMAL": "needs a path",
 		"file:x?mode=memory":        "package store/memory in tests",
 		"outbox.db?%zz":             "the parameters of",
 		"/nowhere/at/all/outbox.db": `open "/nowhere/at/all/outbox.db"`,
@@ -127,6 +128,11 @@ func TestNew_RefusesADatabaseWithoutTheSettings_AndNamesTheDSN(t *testing.T) {
 	}
 	_, err := sqlite.New(nil)
 	require.ErrorContains(t, err, "sqlite.Open")
+}
+
+func TestNew_RefusesConnectionsThatShareACache_AndNamesTheParameter(t *testing.T) {
+	_, err := sqlite.New(open(t, filepath.Join(t.TempDir(), "outbox.db?cache=shared")))
+	require.ErrorContains(t, err, "leave out the parameter cache=shared")
 }
 
 func TestNew_TakesADatabaseThatAnotherProcessIsWritingTo(t *testing.T) {
