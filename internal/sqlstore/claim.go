@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/watermill-outbox/outbox"
@@ -119,6 +118,9 @@ func (e *Engine) fill(ctx context.Context, n, maxBytes int) (more bool, err erro
 		}
 		more = more || due
 	}
+	if more {
+		e.looked = time.Time{} // ids say nothing about what was read by them if the server is another
+	}
 	// Last, since it brings what has come late: nothing that was read before it may go without that.
 	read, err := e.readOn(ctx, n, maxBytes, !full)
 	if err != nil {
@@ -128,7 +130,7 @@ func (e *Engine) fill(ctx context.Context, n, maxBytes int) (more bool, err erro
 }
 
 func messageID(m *outbox.Message) int64 {
-	id, err := strconv.ParseInt(m.ID, 10, 64)
+	id, err := rowID(m.ID)
 	if err != nil {
 		panic(err) // the engine made the id
 	}

@@ -78,9 +78,10 @@ type Engine struct {
 	mu sync.Mutex
 	// All of these are mu's.
 	queue     *claim.Queue
-	orphans   map[int64]*outbox.Message // claimed when their lease was lost
-	leases    map[int]time.Time         // slot → end by the local monotonic clock, a little before the database's
-	clockDiff time.Duration             // what the database's clock is ahead of ours
+	orphans   map[string]*outbox.Message // by ID: claimed when their lease was lost
+	history   string                     // that ids are from; changed under both locks
+	leases    map[int]time.Time          // slot → end by the local monotonic clock, a little before the database's
+	clockDiff time.Duration              // what the database's clock is ahead of ours
 	tell      func(outbox.Event)
 	events    []outbox.Event     // not told yet
 	stopBeat  context.CancelFunc // nil while there is no heartbeat
@@ -128,7 +129,7 @@ func New(self outbox.Store, db DB, dialect Dialect, opts Options) (*Engine, erro
 // forget empties the state of claims. The caller holds both locks, or the only reference.
 func (e *Engine) forget() {
 	e.queue = claim.New(perKey, maxKnown, maxIdleBytes)
-	e.orphans = map[int64]*outbox.Message{}
+	e.orphans = map[string]*outbox.Message{}
 	e.leases = map[int]time.Time{}
 	e.reader.Reset()
 	e.due, e.nextDue, e.swept = dueCursor{}, time.Time{}, 0

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/watermill-outbox/outbox"
@@ -30,7 +29,7 @@ func (e *Engine) lead(ctx context.Context) error {
 	case held == 0 || !time.Now().Before(e.nextBalance):
 		gained, err := e.balance(ctx, held)
 		if err != nil {
-			return err
+			return e.refuseStandby(ctx, err)
 		}
 		if held+len(gained) == 0 {
 			return outbox.ErrNoLease
@@ -267,20 +266,16 @@ func (e *Engine) tellAll() {
 func (e *Engine) drop(slot int) {
 	delete(e.leases, slot)
 	for _, m := range e.queue.DropSlot(slot) {
-		e.orphans[messageID(m)] = m
+		e.orphans[m.ID] = m
 	}
 }
 
 // Owned implements outbox.LeasedStore.
 func (e *Engine) Owned(id string) bool {
-	n, err := strconv.ParseInt(id, 10, 64)
-	if err != nil {
-		return false
-	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	_, slot, ok := e.queue.Get(n)
-	return ok && e.leases[slot].After(time.Now())
+	m, slot := e.inQueue(id)
+	return m != nil && e.leases[slot].After(time.Now())
 }
 
 // Release implements outbox.LeasedStore.
@@ -291,10 +286,10 @@ func (e *Engine) Release(ctx context.Context, ids ...string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, id := range ids {
-		if n, err := strconv.ParseInt(id, 10, 64); err == nil {
-			e.queue.Release(n)
-			delete(e.orphans, n)
+		if m, _ := e.inQueue(id); m != nil {
+			e.queue.Release(messageID(m))
 		}
+		delete(e.orphans, id)
 	}
 	return nil
 }

@@ -50,6 +50,7 @@ func (e *Engine) read(ctx context.Context, conn Conn, query string, limit, maxBy
 		}
 		r.size = r.msg.Size() + len(r.headers)
 		e.complete(r, outbox.StatusProcessing)
+		r.msg.ID = withHistory(r.msg.ID, e.history)
 		p.rows = append(p.rows, r)
 		bytes += r.size
 		p.cut = bytes > maxBytes
@@ -92,7 +93,7 @@ func (e *Engine) readOn(ctx context.Context, n, maxBytes int, hot bool) (more bo
 
 func (e *Engine) fetch(ctx context.Context, n, maxBytes int, hot bool) (more bool, err error) {
 	fetch := e.reader.Begin()
-	if !hot && fetch.Quiet() {
+	if !hot && fetch.Quiet() && !e.mustLook() {
 		return false, nil
 	}
 	var shown, catchUp page
@@ -154,7 +155,7 @@ func (e *Engine) readSnapshot(
 		}
 		shown = merge(shown, next, maxBytes)
 	}
-	if !e.dialect.Late || (fetch.Quiet() && len(shown.rows) == 0 && time.Since(e.looked) < lookInterval) {
+	if !e.dialect.Late || (fetch.Quiet() && len(shown.rows) == 0 && !e.mustLook()) {
 		return shown, catchUp, nil
 	}
 	holders, lastValue, err := e.holders(ctx, conn)

@@ -109,7 +109,7 @@ func errorText(err error) string {
 func parseIDs(ids []string) ([]int64, error) {
 	parsed := make([]int64, len(ids))
 	for i, id := range ids {
-		n, err := strconv.ParseInt(id, 10, 64)
+		n, err := rowID(id)
 		if err != nil {
 			return nil, fmt.Errorf("%q is not the id of a message", id)
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/watermill-outbox/outbox"
@@ -15,7 +17,7 @@ const lookInterval = time.Second
 
 // server is what tells a database server, and its history, from others.
 type server struct {
-	timeline  string // changes when a standby is promoted, or a backup restored
+	history   string // changes when a standby is promoted, a backup restored, or the sequence set back
 	started   string // changes with each start
 	lastValue int64  // of the sequence: it does not go back by itself
 }
@@ -26,36 +28,22 @@ var (
 	// errOtherHistory is a fetch from a server that gives ids again.
 	errOtherHistory = errors.New("the server has lost what this instance has seen: it was promoted or restored, or the " +
 		"sequence of ids was set back")
+	// errStandby is a server that does not show who writes, and takes no marks.
+	errStandby = errors.New("the server is a standby: connect to the primary (target_session_attrs=read-write)")
 )
 
 // holders returns the transactions that may still commit ids below the last value of the sequence, and that. It returns an
 // error if the server is not the one that this instance has read from.
 func (e *Engine) holders(ctx context.Context, conn Conn) (list []scan.Holder, lastValue int64, err error) {
-	var now server
-	var standby bool
-	err = conn.Query(ctx, e.sql["holders"], nil, func(s Scanner) (bool, error) {
-		var id *string
-		var prepared *bool
-		if err := s.Scan(&now.lastValue, &id, &prepared, &now.timeline, &now.started, &standby); err != nil {
-			return false, err
-		}
-		if id != nil {
-			list = append(list, scan.Holder{ID: *id, Prepared: *prepared})
-		}
-		return true, nil
-	})
+	list, now, err := e.look(ctx, conn)
 	if err != nil {
 		return nil, 0, err
-	}
-	if standby {
-		return nil, 0, errors.New("the server is a standby, which does not show who writes: connect to the primary " +
-			"(target_session_attrs=read-write)")
 	}
 	known := e.server
 	e.server, e.looked = now, time.Now()
 	switch {
 	case known == server{}:
-	case now.timeline != known.timeline || now.lastValue < known.lastValue:
+	case now.history != known.history || now.lastValue < known.lastValue:
 		return nil, 0, errOtherHistory
 	case now.started != known.started:
 		return nil, 0, errRestarted
@@ -63,9 +51,47 @@ func (e *Engine) holders(ctx context.Context, conn Conn) (list []scan.Holder, la
 	return list, now.lastValue, nil
 }
 
+// look returns the holders, and what server this is.
+func (e *Engine) look(ctx context.Context, conn Conn) (list []scan.Holder, now server, err error) {
+	var standby bool
+	err = conn.Query(ctx, e.sql["holders"], nil, func(s Scanner) (bool, error) {
+		var id *string
+		var prepared *bool
+		if err := s.Scan(&now.lastValue, &id, &prepared, &now.history, &now.started, &standby); err != nil {
+			return false, err
+		}
+		if id != nil {
+			list = append(list, scan.Holder{ID: *id, Prepared: *prepared})
+		}
+		return true, nil
+	})
+	if err == nil && standby {
+		err = errStandby
+	}
+	return list, now, err
+}
+
+// mustLook tells that it is time to look whether the server is still the same.
+func (e *Engine) mustLook() bool { return e.dialect.Late && time.Since(e.looked) >= lookInterval }
+
+// readOnly is the SQLSTATE of a statement that writes where nobody can.
+const readOnly = "25006"
+
+// refuseStandby returns errStandby where that is the cause of err, and err otherwise.
+func (e *Engine) refuseStandby(ctx context.Context, err error) error {
+	var withState interface{ SQLState() string }
+	if !e.dialect.Late || !errors.As(err, &withState) || withState.SQLState() != readOnly {
+		return err
+	}
+	if _, _, cause := e.look(ctx, e.db); errors.Is(cause, errStandby) {
+		return e.fail("take slots", cause)
+	}
+	return err
+}
+
 // startOver forgets all that was read. Leases may have gone back in time like everything else, and another instance may
 // rely on one that this server does not know: nobody takes any before they all have ended. What is in flight may be marked,
-// since rows are found by id and uuid. The caller holds claimMu.
+// since rows are found by id and uuid, and outcomes by an ID that no message gets from now on. The caller holds claimMu.
 func (e *Engine) startOver(reason error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -77,6 +103,41 @@ func (e *Engine) startOver(reason error) {
 	orphans := e.orphans
 	e.forget()
 	e.orphans = orphans
+	n, _ := strconv.Atoi(e.history) // empty is none
+	e.history = strconv.Itoa(n + 1)
 	e.notBefore = time.Now().Add(e.ttl)
 	e.events = append(e.events, outbox.LeaseLostEvent{Slots: lost, Err: fmt.Errorf("%s: %w", e.dialect.Name, reason)})
+}
+
+// A message's ID is that of its row and, once ids have begun anew, which time that was: while one is still being published,
+// its row's id may be given to another.
+const historyMark = "."
+
+func withHistory(id, history string) string {
+	if history == "" {
+		return id
+	}
+	return id + historyMark + history
+}
+
+func rowID(id string) (int64, error) {
+	row, _, _ := strings.Cut(id, historyMark)
+	return strconv.ParseInt(row, 10, 64)
+}
+
+func isOf(id, history string) bool {
+	_, of, _ := strings.Cut(id, historyMark)
+	return of == history
+}
+
+// inQueue returns the claimed message that has this ID, or nil. The caller holds mu.
+func (e *Engine) inQueue(id string) (m *outbox.Message, slot int) {
+	n, err := rowID(id)
+	if err != nil {
+		return nil, 0
+	}
+	if m, slot, ok := e.queue.Get(n); ok && m.ID == id {
+		return m, slot
+	}
+	return nil, 0
 }

@@ -3,7 +3,6 @@ package sqlstore
 import (
 	"context"
 	"fmt"
-	"strconv"
 
 	"github.com/watermill-outbox/outbox"
 	"github.com/watermill-outbox/outbox/internal/claim"
@@ -24,11 +23,12 @@ func (e *Engine) Settle(ctx context.Context, outcomes ...outbox.Outcome) error {
 	}
 	e.mu.Lock()
 	for _, s := range known {
-		id := messageID(s.msg)
-		delete(e.orphans, id)
-		if s.outcome.Status == outbox.StatusPending {
+		delete(e.orphans, s.msg.ID)
+		switch id := messageID(s.msg); {
+		case !isOf(s.msg.ID, e.history): // the id may be another message's now
+		case s.outcome.Status == outbox.StatusPending:
 			e.queue.Postpone(id, e.tick()+int64(s.outcome.RetryAfter))
-		} else {
+		default:
 			e.queue.Done(id)
 		}
 	}
@@ -61,14 +61,10 @@ func (e *Engine) claimed(outcomes []outbox.Outcome) (known []settlement, unknown
 
 // claimedMessage returns a claimed message, also if its lease was lost since. The caller holds mu.
 func (e *Engine) claimedMessage(id string) *outbox.Message {
-	n, err := strconv.ParseInt(id, 10, 64)
-	if err != nil {
-		return nil
-	}
-	if m, _, ok := e.queue.Get(n); ok {
+	if m, _ := e.inQueue(id); m != nil {
 		return m
 	}
-	return e.orphans[n]
+	return e.orphans[id]
 }
 
 // write runs the statements for known: one DELETE, where all were published and none is to be kept.

@@ -1,7 +1,11 @@
 -- The last value of the sequence; who holds its lock, and so may commit an id up to that one later, or null for nobody;
--- whether that is a prepared transaction; and which server this is, since when, and whether it is a standby.
+-- whether that is a prepared transaction; and which history of which server and sequence this is, which no restore,
+-- promotion or TRUNCATE ... RESTART IDENTITY goes on with, since when the server runs, and whether it is a standby.
 SELECT s.last_value, l.virtualtransaction, l.pid IS NULL,
-       CASE WHEN pg_is_in_recovery() THEN '' ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END,
+       CASE WHEN pg_is_in_recovery() THEN '' ELSE
+           concat_ws('/', (SELECT system_identifier FROM pg_control_system()), left(pg_walfile_name(pg_current_wal_lsn()), 8),
+                     s.tableoid, pg_relation_filenode(s.tableoid))
+       END,
        pg_postmaster_start_time()::text, pg_is_in_recovery()
 FROM outbox_messages_id_seq s
 LEFT JOIN pg_locks l ON l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted AND l.relation = s.tableoid AND
