@@ -228,7 +228,8 @@ func TestForwarder_KeepsLargePayloadsWithinItsBudget(t *testing.T) {
 			if came.Add(1) == 2 {
 				close(two)
 			}
-			<-two // as many as fit go together
+			<-two                            // as many as fit go together
+			time.Sleep(5 * time.Millisecond) // so that more would be seen
 			at.Add(-int64(len(msg.Payload)))
 			return nil
 		}
