@@ -294,7 +294,7 @@ func binaries(tb testing.TB) string {
 func freePort(tb testing.TB) int {
 	tb.Helper()
 	for range 100 {
-		port := 20_000 + rand.IntN(10_000) //nolint:gosec // nobody is to be surprised
+		port := 20_000 + rand.IntN(10_000)                                                    //nolint:gosec // nobody is to be surprised
 		listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))) //nolint:noctx // it does not wait
 		if err != nil {
 			continue
