@@ -75,6 +75,8 @@ type Engine struct {
 	swept       int64     // the sweep under way has looked at all rows up to it
 	nextSweep   time.Time
 
+	sweepFinds atomic.Int64 // how often a sweep has found something
+
 	mu sync.Mutex
 	// All of these are mu's.
 	queue     *claim.Queue
