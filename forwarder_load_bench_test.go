@@ -11,6 +11,9 @@ import (
 	"github.com/watermill-outbox/outbox"
 )
 
+// blockedTarget is what others must be left with. It is far from what is measured, which is short, and noisy.
+const blockedTarget = 0.5
+
 // What a key that fails or hangs for ever, with 100,000 messages behind it, costs others.
 func BenchmarkForwarder_OverSQLite_WithABlockedKey_AgainstWithoutIt(b *testing.B) {
 	for name, block := range waysToBlock {
@@ -18,7 +21,7 @@ func BenchmarkForwarder_OverSQLite_WithABlockedKey_AgainstWithoutIt(b *testing.B
 			free, _ := benchSQLite(b)
 			blocked, _ := benchSQLite(b)
 			saveBlocked(b, blocked, 100_000)
-			compare(b, healthyKeys*healthyPerKey, func(b *testing.B) time.Duration {
+			compare(b, healthyKeys*healthyPerKey, blockedTarget, func(b *testing.B) time.Duration {
 				end := make(chan struct{})
 				br, _, first := blockedBroker(block, end)
 				return publishHealthy(b, blocked, br, first, end)
