@@ -64,7 +64,7 @@ func (d *database) Begin(ctx context.Context) (sqlstore.Tx, error) {
 func (d *database) begin(ctx context.Context) (*transaction, error) {
 	conn, err := d.db.Conn(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return nil, fmt.Errorf("no connection of the *sql.DB has come free: %w: %w", err, errHeld)
+		return nil, fmt.Errorf("no connection of the *sql.DB has come free: %w: %w", err, errInTheWay)
 	}
 	if err != nil {
 		return nil, err
@@ -94,7 +94,7 @@ func beginOn(ctx context.Context, conn *sql.Conn) (*sql.Tx, error) {
 		var version int64
 		look := conn.QueryRowContext(context.WithoutCancel(ctx), "PRAGMA data_version").Scan(&version)
 		if look != nil || version == last || ctx.Err() != nil {
-			return nil, fmt.Errorf("%w: %w", err, errHeld)
+			return nil, fmt.Errorf("%w: %w", err, errInTheWay)
 		}
 		last = version
 	}

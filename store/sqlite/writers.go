@@ -25,15 +25,13 @@ import (
 //   - Transactions have the turn in the order in which they came. Of all that wait, only the first stands in line for the
 //     turn itself; the others are behind the door. So a single statement, which keeps nobody waiting for long, waits for
 //     two transactions at most: the lease must be renewed in time, however many handlers there are.
-//   - Every wait ends. A transaction in which another one is wanted has the turn until that has given up, which it does
-//     after patience if one and the same has had the turn since it came; those who came before that go on waiting.
-//     Nobody waits for longer than waitTimeout.
+//   - Every wait ends. An open transaction may be waiting for who wants the turn: somebody has begun another inside of it.
+//     So who finds a transaction open gives up after patience, if that is still open; those who came before it began go on
+//     waiting. Nobody waits for longer than waitTimeout.
 type writers struct {
 	turn *semaphore.Weighted
 	door *semaphore.Weighted
-	// served counts the turns that were had, the current one included.
-	served atomic.Uint64
-	// open is the transaction that has the turn.
+	// open is the transaction that has the turn, once it has begun.
 	open atomic.Pointer[transaction]
 }
 
@@ -53,26 +51,26 @@ func writersOf(db *sql.DB) *writers {
 }
 
 // enter waits for the turn. Who gets it calls leave.
-func (w *writers) enter(ctx context.Context, patience time.Duration, transaction bool) error {
+func (w *writers) enter(ctx context.Context, patience time.Duration, isTransaction bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if w.turn.TryAcquire(1) { // nobody is in line
-		w.served.Add(1)
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, waitTimeout)
 	defer cancel()
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
-	current := w.served.Load()
-	timer := time.AfterFunc(patience, func() {
-		if w.served.Load() == current {
-			giveUp(fmt.Errorf("database is locked: %w", errHeld))
-		}
-	})
-	defer timer.Stop()
-	if transaction {
+	if found := w.open.Load(); found != nil {
+		timer := time.AfterFunc(patience, func() {
+			if w.open.Load() == found {
+				giveUp(fmt.Errorf("database is locked: %w", errInTheWay))
+			}
+		})
+		defer timer.Stop()
+	}
+	if isTransaction {
 		if w.door.Acquire(ctx, 1) != nil {
 			return whyNoTurn(ctx)
 		}
@@ -81,21 +79,19 @@ func (w *writers) enter(ctx context.Context, patience time.Duration, transaction
 	if w.turn.Acquire(ctx, 1) != nil {
 		return whyNoTurn(ctx)
 	}
-	w.served.Add(1)
 	return nil
 }
 
 func (w *writers) leave() { w.turn.Release(1) }
 
-// errHeld is what to do about a write lock that does not come free.
-var errHeld = errors.New("a transaction of this process or another stays open: where there is one, in a handler and in " +
-	"InTx, write in it (store.TxFromContext) and begin no other, and keep transactions short")
+// errInTheWay is what to do about a write lock that does not come free.
+var errInTheWay = errors.New("another transaction, of this process or not, is in the way: where one is open, in a handler " +
+	"and in InTx, write in it (store.TxFromContext) and begin no other, and keep transactions short")
 
 func whyNoTurn(ctx context.Context) error {
 	err := context.Cause(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("database is locked: so many transactions of this process want to write that this one has not had "+
-			"its turn: %w", err)
+		return fmt.Errorf("database is locked: %w while others wrote: %w", err, errInTheWay)
 	}
 	return err
 }

@@ -36,16 +36,20 @@ func newQueue(t *testing.T) *queue {
 }
 
 // join has somebody want the turn, and returns when he has it or waits.
-func (q *queue) join(name string, transaction bool) {
+func (q *queue) join(name string, isTransaction bool) {
 	leave := make(chan struct{})
 	q.leaving[name] = leave
 	go func() {
-		if err := q.enter(context.Background(), testPatience, transaction); err != nil {
+		if err := q.enter(context.Background(), testPatience, isTransaction); err != nil {
 			q.failed.Store(name, err)
 			return
 		}
+		if isTransaction {
+			q.open.Store(&transaction{})
+		}
 		q.entered <- name
 		<-leave
+		q.open.Store(nil)
 		q.leave()
 	}()
 	synctest.Wait()
@@ -117,8 +121,8 @@ func TestWriters_WhoWantsTheTurnWithinATurnGivesUp_AndThoseWhoCameBeforeGoOn(t *
 		q.join("within", true)
 		q.join("after", true)
 		time.Sleep(testPatience + time.Second)
-		require.ErrorIs(t, q.failure("within"), errHeld)
-		require.ErrorIs(t, q.failure("after"), errHeld)
+		require.ErrorIs(t, q.failure("within"), errInTheWay)
+		require.ErrorIs(t, q.failure("after"), errInTheWay)
 		close(q.leaving["before"])
 		require.Equal(t, []string{"statement before"}, q.serveAll(t, 1))
 		q.join("later", true)
@@ -136,6 +140,18 @@ func TestWriters_NobodyGivesUp_WhileTheTurnChangesHands(t *testing.T) {
 			time.Sleep(testPatience / 2)
 			close(q.leaving[q.next(t)]) // there is a next one
 		}
+	})
+}
+
+// Nothing can be waiting for itself then: the one who has the turn is waiting for another process, say.
+func TestWriters_NobodyGivesUp_WhileNoTransactionIsOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t)
+		q.join("statement", false)
+		q.join("transaction", true)
+		time.Sleep(2 * testPatience)
+		close(q.leaving[q.next(t)])
+		require.Equal(t, []string{"transaction"}, q.serveAll(t, 1))
 	})
 }
 
@@ -254,7 +270,7 @@ func TestBegin_IsTriedAgain_AsLongAsOthersCommit(t *testing.T) {
 		"free":                     {nil, 1, nil},
 		"free again":               {[]int64{1}, 2, nil},
 		"others commit":            {[]int64{1, 2, 3, 4, 5, 6, 7}, 8, nil},
-		"a transaction stays open": {[]int64{1, 2, 2, 3}, 3, errHeld},
+		"a transaction stays open": {[]int64{1, 2, 2, 3}, 3, errInTheWay},
 	} {
 		t.Run(name, func(t *testing.T) {
 			driverConn := &busyConn{versions: c.versions}
@@ -282,7 +298,7 @@ func TestBegin_IsTriedAgain_AsLongAsOthersCommit(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		_, err = beginOn(ctx, conn)
-		require.ErrorIs(t, err, errHeld)
+		require.ErrorIs(t, err, errInTheWay)
 		require.Equal(t, 1, driverConn.begun)
 		require.NoError(t, conn.Close())
 	})
