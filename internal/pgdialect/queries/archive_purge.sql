@@ -1,4 +1,4 @@
--- One chunk. An id alone does not tell a row: see archive.sql.
+-- One chunk. An id alone does not tell a row: see archive.sql. For the last condition see read.sql.
 DELETE FROM outbox_archive
 WHERE ctid = ANY (ARRAY(
     SELECT ctid
@@ -7,4 +7,5 @@ WHERE ctid = ANY (ARRAY(
     ORDER BY processed_at
     LIMIT $2::bigint
     FOR UPDATE SKIP LOCKED
-));
+)) AND
+      ($2::bigint IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > 0);

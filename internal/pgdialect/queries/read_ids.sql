@@ -1,11 +1,12 @@
--- Up to $2 rows by their ids.
+-- Up to $2 rows by their ids, one by one as in delete.sql. For the last condition see read.sql.
 SELECT id, slot,
        CASE WHEN mine THEN uuid ELSE '' END, CASE WHEN mine THEN topic ELSE '' END, CASE WHEN mine THEN key ELSE '' END,
        CASE WHEN mine THEN payload ELSE '' END, CASE WHEN mine THEN headers::text ELSE '{}' END,
        retries::bigint, available_at, CASE WHEN mine THEN last_error ELSE '' END, created_at
 FROM (
-    SELECT *, slot = ANY ($3::bigint[]) AS mine
-    FROM outbox_messages
-    WHERE id = ANY ($1::bigint[])
+    SELECT m.*, m.slot = ANY ($3::bigint[]) AS mine
+    FROM unnest($1::bigint[]) AS wanted (number)
+    JOIN outbox_messages m ON m.id = ANY (ARRAY[number])
     LIMIT $2::bigint
-) m;
+) m
+WHERE $2::bigint IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > 0;

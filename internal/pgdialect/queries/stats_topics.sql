@@ -1,12 +1,19 @@
--- Pending messages by topic: all of them up to about 100,000, a sample of as many above.
-SELECT topic, (count(*) * 100 / share.percent)::bigint
-FROM (
-    SELECT least(100, 100 * 100000 / greatest(1, max(reltuples / greatest(relpages, 1)) * (max(pg_relation_size(oid)) / 8192)))
-               AS percent
-    FROM pg_class
-    WHERE oid = (SELECT tableoid FROM outbox_messages LIMIT 1)
-) share, LATERAL (
-    SELECT topic
-    FROM outbox_messages TABLESAMPLE SYSTEM (share.percent)
-) sample
-GROUP BY topic, share.percent;
+-- Pending messages by topic, counted as in stats.sql.
+WITH t AS MATERIALIZED (
+    SELECT s.last_value - 100000 AS old,
+           least(100, 100 * 1000 / greatest(1, pg_relation_size(d.refobjid) / 8192.0)) AS percent
+    FROM outbox_messages_id_seq s
+    JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = s.tableoid AND d.deptype = 'i'
+)
+SELECT topic, sum(n)::bigint
+FROM t, LATERAL (
+    SELECT topic, count(*) AS n
+    FROM (SELECT topic FROM outbox_messages WHERE id > old AND id <= 9223372036854775807) m
+    GROUP BY topic
+    UNION ALL
+    SELECT topic, count(*) * 100 / percent
+    FROM (SELECT id, topic FROM outbox_messages TABLESAMPLE SYSTEM (percent) REPEATABLE (0) LIMIT 120000) m
+    WHERE id <= old
+    GROUP BY topic
+) counted
+GROUP BY topic;
