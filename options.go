@@ -27,7 +27,8 @@ type Config struct {
 	Concurrency int
 	// MaxInFlight bounds the messages that are claimed and not marked yet. 1 to 1,000,000, default 10,000.
 	MaxInFlight int
-	// MaxInFlightBytes bounds their size in memory; one message may exceed it alone. 1 KiB to 1 TiB, default 32 MiB.
+	// MaxInFlightBytes bounds their size in memory; one message may exceed it alone. Publish calls that hang keep their
+	// share: four that hang with 10 MB each stop everything at the default. 1 KiB to 1 TiB, default 32 MiB.
 	MaxInFlightBytes int
 	// MaxRetries is after how many failed attempts that counted a message is set aside. 1 to 1,000,000, default 10.
 	MaxRetries int
@@ -37,11 +38,12 @@ type Config struct {
 	// MaxRetryBackoff is the longest wait after any attempt. RetryBackoff to 24 h, default 1 min.
 	MaxRetryBackoff time.Duration
 	// PublishTimeout is after how long a Publish call that has not returned is reported as stalled and no longer counts
-	// as a worker. The call itself goes on: whether the message was published is known only when it returns.
+	// as a worker. The call itself goes on: whether the message was published is known only when it returns. Such calls
+	// delay their keys alone until they fill MaxInFlight or MaxInFlightBytes; then nothing is published until one returns.
 	// 1 ms to 24 h, default 30 s.
 	PublishTimeout time.Duration
-	// CloseTimeout is how long Close and a cancelled Run wait for Publish calls in flight and for their marks.
-	// 1 ms to 24 h, default 30 s.
+	// CloseTimeout is how long Close and a cancelled Run wait for Publish calls in flight and for their marks. A database
+	// that does not answer may add up to 20 s, for the last mark and the release of the leases. 1 ms to 24 h, default 30 s.
 	CloseTimeout time.Duration
 	// PermanentError tells which errors of the broker's publisher no retry will mend. Default: none. A panic is logged,
 	// and means no.
@@ -147,7 +149,7 @@ func WithMaxInFlight(messages int) Option {
 	return OptionFunc(func(c *Config) { c.MaxInFlight = messages })
 }
 
-// WithMaxInFlightBytes sets [Config].MaxInFlightBytes.
+// WithMaxInFlightBytes sets [Config].MaxInFlightBytes; calls that hang count against it.
 func WithMaxInFlightBytes(bytes int) Option {
 	return OptionFunc(func(c *Config) { c.MaxInFlightBytes = bytes })
 }
@@ -160,7 +162,7 @@ func WithRetryBackoff(first, longest time.Duration) Option {
 	return OptionFunc(func(c *Config) { c.RetryBackoff, c.MaxRetryBackoff = first, longest })
 }
 
-// WithPublishTimeout sets [Config].PublishTimeout.
+// WithPublishTimeout sets [Config].PublishTimeout. Calls that hang keep their place in MaxInFlight and MaxInFlightBytes.
 func WithPublishTimeout(d time.Duration) Option {
 	return OptionFunc(func(c *Config) { c.PublishTimeout = d })
 }
