@@ -1,5 +1,7 @@
 package scan
 
+import "sort"
+
 // What changes the course of things between two fetches, never within one.
 
 // Acquired notes slots that this instance has acquired beside those it holds: their messages are read from the
@@ -27,6 +29,21 @@ func (f *Fetch) Admits(slot int, id, caughtUp int64) bool {
 func (f *Fetch) CatchesUp(slot int) bool {
 	_, catching := f.r.catching[slot]
 	return catching
+}
+
+// Expects tells whether a row up to the cursor is to be read yet: it came late, or its slot was acquired late. Between
+// two fetches all others have been seen.
+func (r *Reader) Expects(slot int, id int64) bool {
+	if _, catching := r.catching[slot]; catching && id > r.caughtUp {
+		return true
+	}
+	for _, s := range r.spans {
+		if id <= s.last() {
+			at := sort.Search(len(s.unseen), func(i int) bool { return s.unseen[i].To >= id })
+			return s.unseen[at].From <= id
+		}
+	}
+	return false
 }
 
 // Back has the ids above id read again.

@@ -117,8 +117,18 @@ func (f *Fetch) Listed(list []Holder, lastValue int64) []Run {
 	return missed
 }
 
+// Through returns how far CatchUp counts as read, if the read of it has come through caughtUp: not past the cut of what was
+// seen, because what has come late above that goes before what is caught up with there.
+func (f *Fetch) Through(caughtUp int64, seen []int64, cut bool) int64 {
+	if cut && len(seen) > 0 {
+		return min(caughtUp, seen[len(seen)-1])
+	}
+	return caughtUp
+}
+
 // End takes the ids that were seen, ascending, of what Begin and Listed have asked for. With cut true there may be more
-// above the last of them: then nothing above counts as read. caughtUp is the id through which CatchUp was read.
+// above the last of them: then nothing above counts as read. caughtUp is what
+// Through has returned.
 func (f *Fetch) End(seen []int64, cut bool, caughtUp int64) {
 	r := f.r
 	end := int64(math.MaxInt64)

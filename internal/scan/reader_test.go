@@ -153,3 +153,12 @@ func TestReader_DoesNotTakeATransactionForOneOfTheSameNameBeforeARestart(t *test
 func TestReader_AgreesWithAModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) { newWorld(t).run() })
 }
+
+// A page of what came late may be cut below rows that catching up has shown; those wait, or they would go before others of
+// their key.
+func TestFetch_DoesNotCatchUpPastTheCutOfWhatCameLate(t *testing.T) {
+	f := (&scan.Reader{}).Begin()
+	require.EqualValues(t, 5, f.Through(9, []int64{3, 5}, true))
+	require.EqualValues(t, 9, f.Through(9, []int64{3, 5}, false))
+	require.EqualValues(t, 4, f.Through(4, []int64{3, 5}, true))
+}

@@ -126,6 +126,8 @@ type relay struct {
 	again []row
 	catch []row
 	done  map[int64]bool // settled while the fetch was under way
+
+	missed error
 }
 
 func newRelay(db *database, limit, budget int) *relay {
@@ -183,14 +185,21 @@ func (r *relay) finish() {
 		caughtUp = r.catch[len(r.catch)-1].id
 	}
 	ids := make([]int64, len(shown))
-	var entering []row
 	for i, row := range shown {
 		ids[i] = row.id
+	}
+	caughtUp = r.fetch.Through(caughtUp, ids, cut)
+	var entering []row
+	for _, row := range shown {
 		if r.fetch.Admits(row.slot, row.id, caughtUp) {
 			entering = append(entering, row)
 		}
 	}
-	entering = append(entering, r.catch...)
+	for _, row := range r.catch {
+		if r.fetch.CatchesUp(row.slot) && row.id <= caughtUp {
+			entering = append(entering, row)
+		}
+	}
 	r.fetch.End(ids, cut, caughtUp)
 	slices.SortStableFunc(entering, func(a, b row) int { return int(a.id - b.id) })
 	for _, row := range entering {
@@ -198,6 +207,12 @@ func (r *relay) finish() {
 			r.known[row.id] = true
 			r.published = append(r.published, row)
 			r.unmarked = append(r.unmarked, row)
+		}
+	}
+	for _, row := range r.snap { // what a sweep would find
+		if r.owns(row.slot) && row.id <= r.reader.Cursor() && !r.known[row.id] && !r.done[row.id] &&
+			!r.reader.Expects(row.slot, row.id) {
+			r.missed = fmt.Errorf("%d was missed", row.id)
 		}
 	}
 	if !r.keep {

@@ -1,6 +1,7 @@
 package scan_test
 
 import (
+	"errors"
 	"fmt"
 
 	"pgregory.net/rapid"
@@ -32,7 +33,7 @@ func newWorld(t *rapid.T) *world {
 func (w *world) run() {
 	for range rapid.IntRange(10, 120).Draw(w.t, "steps") {
 		w.act(rapid.SampledFrom([]string{
-			"begin", "publish", "publish", "publish", "commit", "commit", "roll back", "savepoint", "prepare",
+			"begin", "publish", "publish", "publish many", "commit", "commit", "roll back", "savepoint", "prepare",
 			"relay", "relay", "relay", "relay", "relay", "mark", "acquire", "restart", "back",
 		}).Draw(w.t, "action"))
 	}
@@ -45,7 +46,7 @@ func (w *world) run() {
 		w.relay.reader.Acquired(1)
 	}
 	settle(w.relay)
-	if err := check(w.relay.published, w.committed); err != nil {
+	if err := errors.Join(w.relay.missed, check(w.relay.published, w.committed)); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -57,11 +58,13 @@ func (w *world) act(action string) {
 			w.names++
 			w.active = append(w.active, w.db.begin(fmt.Sprint(w.names)))
 		}
-	case "publish", "savepoint":
+	case "publish", "publish many", "savepoint":
 		if t := w.pick(false); t != nil {
 			key := rapid.IntRange(0, len(keys)-1).Draw(w.t, "key")
 			if w.db.lock(t, keys[key]) {
-				w.db.publish(t, keys[key], key%2, action == "publish")
+				for range map[string]int{"publish": 1, "publish many": 6, "savepoint": 1}[action] {
+					w.db.publish(t, keys[key], key%2, action != "savepoint")
+				}
 			}
 		}
 	case "commit", "roll back":
@@ -75,7 +78,7 @@ func (w *world) act(action string) {
 	case "mark":
 		w.relay.mark()
 	case "acquire":
-		if !w.slots[1] && w.relay.step == 0 && rapid.IntRange(0, 5).Draw(w.t, "acquire") == 0 {
+		if !w.slots[1] && w.relay.step == 0 && rapid.IntRange(0, 2).Draw(w.t, "acquire") == 0 {
 			w.slots[1] = true
 			w.relay.reader.Acquired(1)
 		}

@@ -108,14 +108,17 @@ func (e *Engine) fetch(ctx context.Context, n, maxBytes int, hot bool) (more boo
 		if catchUp.cut {
 			caughtUp = catchUp.rows[len(catchUp.rows)-1].id
 		}
-		for _, r := range catchUp.rows {
-			if fetch.CatchesUp(r.slot) {
-				e.enter(r, now)
-			}
-		}
 		seen := make([]int64, len(shown.rows))
 		for i, r := range shown.rows {
 			seen[i] = r.id
+		}
+		caughtUp = fetch.Through(caughtUp, seen, shown.cut)
+		for _, r := range catchUp.rows {
+			if fetch.CatchesUp(r.slot) && r.id <= caughtUp {
+				e.enter(r, now)
+			}
+		}
+		for _, r := range shown.rows {
 			if fetch.Admits(r.slot, r.id, caughtUp) {
 				e.enter(r, now)
 			}
@@ -288,13 +291,16 @@ func (e *Engine) refill(ctx context.Context, from int64) error {
 	var known outline
 	cursor := e.reader.Cursor()
 	return e.reading(func() (err error) {
-		known, err = e.outline(ctx, from-1, cursor, refillRows)
+		known, err = e.outline(ctx, from-1, cursor, refillRows, e.passedNow())
 		return err
 	}, func() {
 		through := cursor
 		if known.cut {
 			through = known.last
 		}
-		e.queue.AddRefill(known.rows, from, through, through == cursor)
+		rows := slices.DeleteFunc(known.rows, func(r claim.Row) bool { // they come with what is late before them
+			return e.reader.Expects(r.Slot, r.ID)
+		})
+		e.queue.AddRefill(rows, from, through, through == cursor)
 	})
 }

@@ -23,7 +23,7 @@ func (e *Engine) sweep(ctx context.Context) error {
 	}
 	var known outline
 	return e.reading(func() (err error) {
-		known, err = e.outline(ctx, e.swept, e.reader.Cursor(), sweepRows)
+		known, err = e.outline(ctx, e.swept, e.reader.Cursor(), sweepRows, e.dueBefore())
 		return err
 	}, func() {
 		e.swept = known.last
@@ -31,7 +31,7 @@ func (e *Engine) sweep(ctx context.Context) error {
 			e.swept, e.nextSweep = 0, time.Now().Add(e.sweepInterval)
 		}
 		for _, r := range known.rows {
-			if _, held := e.leases[r.Slot]; held && e.queue.Misses(r) {
+			if _, held := e.leases[r.Slot]; held && e.queue.Misses(r) && !e.reader.Expects(r.Slot, r.ID) {
 				e.sweepFinds.Add(1)
 				e.reader.Back(r.ID - 1)
 				e.swept, e.nextSweep = 0, time.Now().Add(e.sweepInterval)
@@ -57,9 +57,17 @@ type outline struct {
 	cut  bool  // there may be more
 }
 
-// outline reads up to limit rows above after, up to through.
-func (e *Engine) outline(ctx context.Context, after, through int64, limit int) (outline, error) {
-	o, count, now := outline{last: after}, 0, e.passedNow()
+// dueBefore is a time before which readDue has read all delayed rows. It is not zero.
+func (e *Engine) dueBefore() time.Time {
+	if e.due.at.IsZero() {
+		return time.Unix(0, 0)
+	}
+	return e.due.at.Add(-time.Microsecond) // many may be due in one
+}
+
+// outline reads up to limit rows above after, up to through, and leaves out those that are delayed beyond now.
+func (e *Engine) outline(ctx context.Context, after, through int64, limit int, now time.Time) (outline, error) {
+	o, count := outline{last: after}, 0
 	err := e.db.Query(ctx, e.sql["sweep"], []any{after, through, limit}, func(s Scanner) (bool, error) {
 		r := &row{}
 		if err := s.Scan(&r.id, &r.slot, &r.msg.Key, &r.msg.Topic, &r.retries, &r.due); err != nil {
