@@ -9,6 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
+
+	"github.com/watermill-outbox/outbox/internal/scan"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
