@@ -100,6 +100,7 @@ func guarded(isPermanent func(error) bool, logger watermill.LoggerAdapter) func(
 // gives up its leases and returns nil, or an error that wraps [ErrCloseTimeout].
 //
 // It returns early only with an error that waiting will not mend: [ErrNotMigrated], [ErrAlreadyRunning], [ErrClosed].
+// Then, too, it waits for what is being published, and marks it.
 func (f *Forwarder) Run(ctx context.Context) error {
 	_, err := f.runOnce(ctx, false)
 	return err
@@ -108,7 +109,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 // Drain publishes what is pending and due, and returns how many messages were published: for tests, cron jobs and
 // shutdown scripts. It does not wait for messages that are delayed or failed just now; if any failed, the error tells
 // of the last. It returns [ErrNoLease] while another process relays, and stops early when
-// ctx ends, with its error, or at Close, with [ErrClosed].
+// ctx ends, with its error, at Close, with [ErrClosed], or when the database has failed several times in a row.
 func (f *Forwarder) Drain(ctx context.Context) (int, error) {
 	r, err := f.runOnce(ctx, true)
 	if r == nil {
