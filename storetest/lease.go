@@ -262,7 +262,6 @@ func leaseLetsAKeyGoOn(e *env) {
 	e.save(a, keyed("k2", "k"))
 	e.postpone(b, e.soon(), again...)
 	e.settle(a, processed(claimed...)...)
-	e.release(a) // or it has a share of the slots, and perhaps the key's
 	e.settle(b, processed(e.await(b, "k2")...)...)
 	e.nothing(b, "k1 was processed by its former owner, and k2 by this one")
 }

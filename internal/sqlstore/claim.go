@@ -27,6 +27,8 @@ func (e *Engine) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Messa
 	observer, eventCtx := outbox.ObserverFromContext(ctx), context.WithoutCancel(ctx)
 	e.mu.Lock()
 	e.tell = func(event outbox.Event) { observer.Observe(eventCtx, event) }
+	e.present = e.present && time.Since(e.lastClaim) < e.ttl // else it may have left
+	e.lastClaim = time.Now()
 	e.mu.Unlock()
 	if !e.checked {
 		if err := e.CheckSchema(ctx); err != nil {

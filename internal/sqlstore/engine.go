@@ -87,6 +87,7 @@ type Engine struct {
 	tell      func(outbox.Event)
 	events    []outbox.Event     // not told yet
 	stopBeat  context.CancelFunc // nil while there is no heartbeat
+	lastClaim time.Time
 	closed    bool
 
 	begun    time.Time    // what claim.Queue counts time from

@@ -142,6 +142,12 @@ func (e *Engine) beat(ctx context.Context) error {
 	return err
 }
 
+// leave tells them that it needs no slots.
+func (e *Engine) leave(ctx context.Context) error {
+	_, err := e.db.Exec(ctx, e.sql["relay_leave"], e.owner)
+	return err
+}
+
 func (e *Engine) listSlots(ctx context.Context) (slots []slotState, err error) {
 	err = e.db.Query(ctx, e.sql["slots_list"], nil, func(s Scanner) (bool, error) {
 		var slot slotState
@@ -207,14 +213,18 @@ func (e *Engine) startBeat() {
 func (e *Engine) renew(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, e.ttl/2)
 	defer cancel()
+	e.mu.Lock()
+	held, idle := maps.Clone(e.leases), time.Since(e.lastClaim) >= e.ttl
+	e.mu.Unlock()
 	if e.dialect.Slots > 1 {
-		if err := e.beat(ctx); err != nil {
+		appear := e.beat
+		if idle { // who does not claim needs no share of the slots that are free
+			appear = e.leave
+		}
+		if err := appear(ctx); err != nil {
 			return // as below
 		}
 	}
-	e.mu.Lock()
-	held := maps.Clone(e.leases)
-	e.mu.Unlock()
 	asked := time.Now()
 	renewed, err := e.slots(ctx, "slots_renew", e.dialect.Batch(numbers(slices.Collect(maps.Keys(held))))...)
 	if err != nil {
@@ -313,7 +323,7 @@ func (e *Engine) releaseAll(ctx context.Context) error {
 	}
 	var left, given error
 	if e.present {
-		_, left = e.db.Exec(ctx, e.sql["relay_leave"], e.owner)
+		left = e.leave(ctx)
 		e.present = left != nil
 	}
 	if e.owning {

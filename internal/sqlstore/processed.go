@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/watermill-outbox/outbox"
 )
@@ -25,12 +26,13 @@ func (p *Processed) RunInTx(ctx context.Context, fn func(ctx context.Context, tx
 }
 
 // maxIDLength is the longest group or message id that is kept as it is, in bytes; every database can index that. Longer
-// ones are kept as their SHA-256.
+// ones, and what is no text to every database, are kept as their SHA-256.
 const maxIDLength = 255
 
 func storedID(id string) string {
 	const prefix = "sha256:"
-	if len(id) <= maxIDLength && !strings.HasPrefix(id, prefix) { // an id that looks like a hash is no hash of another
+	isText := utf8.ValidString(id) && strings.IndexByte(id, 0) < 0
+	if len(id) <= maxIDLength && isText && !strings.HasPrefix(id, prefix) { // an id that looks like a hash is no hash of another
 		return id
 	}
 	sum := sha256.Sum256([]byte(id))

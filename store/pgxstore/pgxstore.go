@@ -34,7 +34,7 @@ import (
 //
 // Beside the methods below it has those of the interfaces: Save, FetchPending, MarkProcessed, MarkFailed,
 // DeleteProcessedBefore; Claim, Settle, Release, Owned; RunInTx, Notify, PauseTopics, CheckSchema; ListFailed, CountFailed,
-// Requeue, Discard; Stats, which counts up to 100,000 pending messages and estimates above.
+// Requeue, Discard; Stats, which counts the newest 100,000 pending messages and estimates older ones.
 type Store struct {
 	*engine
 	pool           *pgxpool.Pool
