@@ -182,7 +182,7 @@ func (d *dispatcher) returned(it *item, err error, now time.Time) {
 		d.outages.succeeded(it, now)
 		d.settle(it, Outcome{ID: it.msg.ID, Status: StatusProcessed, Archive: d.cfg.Retention > 0}, now)
 		d.advance(it)
-	case errors.Is(err, errLost):
+	case err == errLost: //nolint:errorlint // nobody wraps it, and an Is method of the publisher's error might panic
 		d.lost(it, now)
 	default:
 		d.failed(it, err, now)

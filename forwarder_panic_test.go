@@ -2,6 +2,8 @@ package outbox_test
 
 import (
 	"context"
+	"io/fs"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -86,4 +88,56 @@ func TestForwarder_APanicOfTheObserverHurtsNobody(t *testing.T) {
 	b.await(t, 2)
 	require.Eventually(t, func() bool { return len(pendingOf(t, store)) == 0 }, 30*time.Second, time.Millisecond)
 	require.Empty(t, failed(t, store))
+}
+
+// rude is an error that cannot be asked for anything.
+type rude struct{}
+
+func (rude) Error() string { panic("no comment") }
+func (rude) Is(error) bool { panic("no comment") }
+
+func TestForwarder_AnErrorThatPanicsIsOneThatSaysSo(t *testing.T) {
+	for name, bad := range map[string]error{"a nil pointer": (*fs.PathError)(nil), "panics": rude{}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store, b := newMemory(t), newBroker()
+				b.answer = func(_ string, msg *message.Message) error {
+					if string(msg.Payload) == "bad" {
+						return bad
+					}
+					return nil
+				}
+				publish(t, store, "topic", newMessage("bad", "a"))
+				run(t, store, b, outbox.WithMaxRetries(2))
+				for range 10 { // others show that the topic works
+					publish(t, store, "topic", newMessage("fine", "b"))
+					b.await(t, 1)
+					time.Sleep(time.Second)
+				}
+				require.Len(t, failed(t, store), 1)
+				require.Contains(t, failed(t, store)[0].LastError, "the publisher panicked: its error, a ")
+			})
+		})
+	}
+}
+
+func TestForwarder_APublisherThatEndsItsGoroutineFailsThatMessageOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, b := newMemory(t), newBroker()
+		b.answer = func(_ string, msg *message.Message) error {
+			if string(msg.Payload) == "exit" {
+				runtime.Goexit()
+			}
+			return nil
+		}
+		publish(t, store, "topic", newMessage("exit", "a"))
+		run(t, store, b, outbox.WithMaxRetries(2), outbox.WithConcurrency(1))
+		for range 10 { // by the same worker, if it were not replaced
+			publish(t, store, "topic", newMessage("fine", "b"))
+			b.await(t, 1)
+			time.Sleep(time.Second)
+		}
+		require.Len(t, failed(t, store), 1)
+		require.Contains(t, failed(t, store)[0].LastError, "ended its goroutine")
+	})
 }

@@ -33,22 +33,37 @@ func (r *relay) fetch() {
 
 func (r *relay) work() {
 	for it := range r.jobs {
-		err := r.publish(it)
-		stalled := !it.phase.CompareAndSwap(phaseSent, phaseReturned)
+		if !r.workOn(it) {
+			return // another worker has taken this one's place
+		}
+	}
+}
+
+// workOn publishes one message. Its result is sent even if the publisher ends the goroutine, as a test's fake does that
+// calls t.FailNow.
+func (r *relay) workOn(it *item) (goesOn bool) {
+	err, returned := errGoexit, false
+	defer func() {
+		goesOn = it.phase.CompareAndSwap(phaseSent, phaseReturned)
+		if goesOn && !returned {
+			go r.work() // in this one's place, and ends as it would
+		}
 		select {
 		case r.results <- result{it, err}: // there is room, except after many calls that stalled
 		default:
 			select {
 			case r.results <- result{it, err}:
 			case <-r.done:
-				return
+				goesOn = false
 			}
 		}
-		if stalled {
-			return // another worker has taken this one's place
-		}
-	}
+	}()
+	err = r.publish(it)
+	returned = true
+	return goesOn // which the deferred function decides
 }
+
+var errGoexit = errors.New("the publisher ended its goroutine (runtime.Goexit, as t.FailNow and testify's require call it)")
 
 // publish hands one message to the broker's publisher.
 func (r *relay) publish(it *item) error {
@@ -67,16 +82,23 @@ func (r *relay) publish(it *item) error {
 }
 
 // publishRecovered makes an error of the publisher's panic, and of nobody else's. It is judged like any other: clients
-// panic in outages, too.
+// panic in outages, too. An error whose text panics, such as a nil pointer in an interface, is replaced: others ask for
+// the text where nobody recovers.
 func (r *relay) publishRecovered(it *item) (err error) {
 	defer func() {
 		if value := recover(); value != nil {
+			if err != nil {
+				value = fmt.Sprintf("its error, a %T, has no text: %v", err, value)
+			}
 			err = fmt.Errorf("the publisher panicked: %v", value)
 		}
 	}()
 	msg := it.msg.Watermill()
 	msg.SetContext(r.workCtx)
-	return r.f.publisher.Publish(it.msg.Topic, msg)
+	if err = r.f.publisher.Publish(it.msg.Topic, msg); err != nil {
+		_ = err.Error()
+	}
+	return err
 }
 
 // mark is the marker. It tries each batch until the store has it.
