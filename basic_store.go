@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"bytes"
 	"context"
 	"maps"
 	"slices"
@@ -57,8 +58,7 @@ func (s *basicStore) Claim(ctx context.Context, limit, maxBytes int) ([]Message,
 			continue
 		}
 		s.claimed[m.ID] = m
-		m.Headers = maps.Clone(m.Headers)
-		msgs = append(msgs, m)
+		msgs = append(msgs, lent(m))
 	}
 	return msgs, nil
 }
@@ -75,12 +75,16 @@ func (s *basicStore) takeWaiting(limit, maxBytes int) []Message {
 		}
 		bytes += w.Size()
 		s.claimed[w.ID] = w.Message
-		m := w.Message
-		m.Headers = maps.Clone(m.Headers) // the broker's publisher may change them
-		msgs = append(msgs, m)
+		msgs = append(msgs, lent(w.Message))
 		return true
 	})
 	return msgs
+}
+
+// lent returns a copy of m for the broker's publisher, which may write to it.
+func lent(m Message) Message {
+	m.Payload, m.Headers = bytes.Clone(m.Payload), maps.Clone(m.Headers)
+	return m
 }
 
 // Settle forgets each message as soon as the Store knows of it, so that a second call counts nothing twice.

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/store/memory"
 )
 
 // fiveMethods hides everything of a store but the methods of outbox.Store.
@@ -77,6 +78,53 @@ func TestForwarder_OverAStoreOfFiveMethods_PublishesInItsNextRun_WhatTheLastOneG
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 	})
+}
+
+func TestForwarder_OverAStoreOfFiveMethods_TriesATopicAgainInItsNextRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, b := newMemory(t), newBroker()
+		b.answer = func(string, *message.Message) error { return errDown }
+		for range 6 { // more than make an outage
+			publish(t, store, "topic", newMessage("x", ""))
+		}
+		f, err := outbox.NewForwarder(&fiveMethods{store}, b, outbox.WithLogger(watermill.NopLogger{}))
+		require.NoError(t, err)
+		_, err = f.Drain(t.Context())
+		require.ErrorIs(t, err, errDown)
+		b.answer = nil
+		time.Sleep(time.Minute)
+		n, err := f.Drain(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, 6, n)
+	})
+}
+
+func TestForwarder_APublisherThatWritesToAMessageDamagesNoLaterAttempt(t *testing.T) {
+	for name, hide := range map[string]func(*memory.Store) outbox.Store{
+		"five methods": func(s *memory.Store) outbox.Store { return &fiveMethods{s} },
+		"leases":       func(s *memory.Store) outbox.Store { return s },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store, b, attempts := newMemory(t), newBroker(), 0
+				b.answer = func(_ string, msg *message.Message) error {
+					if attempts++; attempts > 3 {
+						return nil
+					}
+					clear(msg.Payload)
+					msg.Metadata.Set("name", "damaged")
+					return errDown
+				}
+				msg := newMessage("payload", "a")
+				msg.Metadata.Set("name", "value")
+				publish(t, store, "topic", msg)
+				run(t, hide(store), b)
+				b.await(t, 1)
+				require.Equal(t, []string{"payload"}, b.payloads())
+				require.Equal(t, "value", b.published[0].Metadata.Get("name"))
+			})
+		})
+	}
 }
 
 func TestForwarder_OverAStoreOfFiveMethods_SaysSo(t *testing.T) {

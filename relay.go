@@ -117,6 +117,9 @@ func (r *relay) run(ctx context.Context) error {
 	defer stopWork()
 	defer stopMarks()
 
+	if r.pauser != nil {
+		r.pauser.PauseTopics() // those of the last run
+	}
 	r.goroutines.Go(r.fetch)
 	r.goroutines.Go(r.mark)
 	if !r.drain {
