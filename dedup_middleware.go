@@ -180,7 +180,7 @@ func (w *deduplicated) handle(msg *message.Message) ([]*message.Message, error) 
 	isNew, err := handle(dl)
 	if err == nil && !isNew {
 		topic := message.SubscribeTopicFromCtx(original)
-		w.observer.Observe(original, DeduplicatedEvent{Group: dl.group, MessageID: dl.id, Topic: topic})
+		tell(original, w.observer, DeduplicatedEvent{Group: dl.group, MessageID: dl.id, Topic: topic}, w.logger)
 		w.logger.Debug("Message was handled before", watermill.LogFields{
 			"message_uuid": msg.UUID, "topic": topic, "handler_name": message.HandlerNameFromCtx(original),
 		})

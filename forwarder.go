@@ -215,15 +215,9 @@ func (f *Forwarder) Wake() {
 // observe tells the Observer of an event, and the log of those that an operator should see.
 func (f *Forwarder) observe(event Event) {
 	f.log(event)
-	if !f.observing {
-		return
+	if f.observing {
+		tell(context.Background(), f.cfg.Observer, event, f.cfg.Logger)
 	}
-	defer func() {
-		if value := recover(); value != nil { // metrics must not stop messages
-			f.cfg.Logger.Error("The Observer panicked", fmt.Errorf("%v", value), watermill.LogFields{"event": fmt.Sprintf("%T", event)})
-		}
-	}()
-	f.cfg.Observer.Observe(context.Background(), event)
 }
 
 func (f *Forwarder) log(event Event) {

@@ -81,13 +81,37 @@ func TestForwarder_APanicOfPermanentErrorHurtsNobody_AndIsLoggedOnce(t *testing.
 	})
 }
 
+var panics = outbox.ObserverFunc(func(context.Context, outbox.Event) { panic("metrics") })
+
 func TestForwarder_APanicOfTheObserverHurtsNobody(t *testing.T) {
 	store, b := newMemory(t), newBroker()
 	publish(t, store, "topic", newMessage("x", ""), newMessage("y", ""))
-	run(t, store, b, outbox.WithObserver(outbox.ObserverFunc(func(context.Context, outbox.Event) { panic("metrics") })))
+	run(t, store, b, outbox.WithObserver(panics))
 	b.await(t, 2)
 	require.Eventually(t, func() bool { return len(pendingOf(t, store)) == 0 }, 30*time.Second, time.Millisecond)
 	require.Empty(t, failed(t, store))
+}
+
+func TestPublisher_APanicOfTheObserverHurtsNobody(t *testing.T) {
+	store := newMemory(t)
+	pub, err := outbox.NewPublisher(store, outbox.WithOwnTx(), outbox.WithObserver(panics))
+	require.NoError(t, err)
+	require.NoError(t, pub.Publish("topic", newMessage("x", "")))
+	require.Len(t, pendingOf(t, store), 1)
+}
+
+func TestDeduplicator_APanicOfTheObserverHurtsNobody_AndIsLogged(t *testing.T) {
+	logger := watermill.NewCaptureLogger()
+	d, err := outbox.NewDeduplicator(newMemory(t).Processed(), "group", outbox.WithObserver(panics), outbox.WithLogger(logger))
+	require.NoError(t, err)
+	handled := 0
+	h := d.Middleware(func(*message.Message) ([]*message.Message, error) { handled++; return nil, nil })
+	for range 2 {
+		_, err = h(message.NewMessage("id", nil))
+		require.NoError(t, err)
+	}
+	require.Equal(t, 1, handled)
+	require.Len(t, logger.Captured()[watermill.ErrorLogLevel], 1)
 }
 
 // rude is an error that cannot be asked for anything.

@@ -2,12 +2,15 @@ package outbox
 
 import (
 	"context"
+	"fmt"
 	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
 )
 
 // Observer hears of what happens: for metrics, traces and alarms. Observe is called synchronously, by many goroutines
 // at once, so it must be quick and safe for concurrent use. It must not keep or change a Message's Payload or Headers,
-// nor wait for the Forwarder to close. A panic is logged. The context of a Forwarder's events is empty.
+// nor wait for the Forwarder to close. A panic is logged (that of a [Publisher]'s to slog.Default()). The context of a Forwarder's events is empty.
 type Observer interface {
 	Observe(ctx context.Context, event Event)
 }
@@ -52,7 +55,8 @@ type (
 		RetryAfter time.Duration
 	}
 
-	// SetAsideEvent is sent when a message is given up: it waits for Requeue or Discard of the store's [Inspector].
+	// SetAsideEvent is sent when a message is given up, before that is marked in the outbox: from then on, a moment later,
+	// it waits for Requeue or Discard of the store's [Inspector].
 	SetAsideEvent struct {
 		Message Message
 		Err     error
@@ -108,6 +112,16 @@ func (OutageEndedEvent) isEvent()  {}
 func (LeaseGainedEvent) isEvent()  {}
 func (LeaseLostEvent) isEvent()    {}
 func (DeduplicatedEvent) isEvent() {}
+
+// tell tells o of event. Metrics must not stop messages, so a panic is logged.
+func tell(ctx context.Context, o Observer, event Event, logger watermill.LoggerAdapter) {
+	defer func() {
+		if value := recover(); value != nil {
+			logger.Error("The Observer panicked", fmt.Errorf("%v", value), watermill.LogFields{"event": fmt.Sprintf("%T", event)})
+		}
+	}()
+	o.Observe(ctx, event)
+}
 
 type observerKey struct{}
 

@@ -184,7 +184,7 @@ func (p *Publisher) Publish(topic string, msgs ...*message.Message) error {
 		return fmt.Errorf("outbox: publish to %q: %w", topic, err)
 	}
 	if !unobserved {
-		p.observer.Observe(ctx, SavedEvent{Topic: topic, Messages: rows, Duration: time.Since(begun)})
+		tell(ctx, p.observer, SavedEvent{Topic: topic, Messages: rows, Duration: time.Since(begun)}, defaultLogger())
 	}
 	return nil
 }
