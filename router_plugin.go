@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -11,9 +12,10 @@ import (
 // RouterPlugin is a message.RouterPlugin that runs f as long as the router runs: router.AddPlugin(f.RouterPlugin).
 //
 // f begins when all handlers have subscribed. A router whose outbox is not migrated does not start, and its Run returns
-// [ErrNotMigrated]. A router that closes waits for f to end, so give it a CloseTimeout above f's. It closes its subscribers at the
-// same time, which brokers of the process itself, like Go channels, do not survive without loss: run f beside the
-// router then, and close it first.
+// [ErrNotMigrated]; nor does one whose f was closed, as a router closes it at its end ([ErrClosed]): make a new Forwarder
+// for each router. A router that closes waits for f to end, so give it a CloseTimeout above f's. It closes its
+// subscribers at the same time, which brokers of the process itself, like Go channels, do not survive without loss: run
+// f beside the router then, and close it first.
 func (f *Forwarder) RouterPlugin(r *message.Router) error {
 	// A router has no hook for its end. It closes subscribers, though, or cancels their contexts.
 	name := "outbox_forwarder_" + watermill.NewShortUUID()
@@ -30,6 +32,9 @@ type routerSubscriber struct {
 
 // Subscribe has the Forwarder run when the router does. The channel is closed at its end.
 func (s *routerSubscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.Message, error) {
+	if s.forwarder.isClosed() {
+		return nil, fmt.Errorf("%w, as a router closes its Forwarder: make a new one for each router", ErrClosed)
+	}
 	if err := s.forwarder.checkSchema(ctx); err != nil {
 		return nil, err
 	}
@@ -46,6 +51,12 @@ func (s *routerSubscriber) Subscribe(ctx context.Context, _ string) (<-chan *mes
 		}
 	}()
 	return messages, nil
+}
+
+func (f *Forwarder) isClosed() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.closed
 }
 
 // checkSchema returns ErrNotMigrated if that is what Run would return. Anything else Run waits for.

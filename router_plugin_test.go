@@ -72,6 +72,24 @@ func TestRouterPlugin_ARouterWhoseForwarderCannotRunSaysWhy(t *testing.T) {
 	require.NoError(t, pubSub.Close())
 }
 
+func TestRouterPlugin_ARouterWhoseForwarderWasClosedDoesNotRunWithoutIt(t *testing.T) {
+	f, err := outbox.NewForwarder(newMemory(t), newBroker(), outbox.WithLogger(watermill.NopLogger{}))
+	require.NoError(t, err)
+	require.NoError(t, f.Close()) // as the router before did
+	router := newRouter(t)
+	router.AddPlugin(f.RouterPlugin)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { // one that runs ends, too
+		select {
+		case <-router.Running():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	require.ErrorIs(t, router.Run(ctx), outbox.ErrClosed)
+}
+
 func TestRouterPlugin_BeginsWhenAllHandlersHaveSubscribed(t *testing.T) {
 	store := newMemory(t)
 	f, err := outbox.NewForwarder(store, newBroker(), outbox.WithLogger(watermill.NopLogger{}))
