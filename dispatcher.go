@@ -157,7 +157,7 @@ func (d *dispatcher) next(now time.Time) *item {
 		case !it.deferred && d.outages.prefersOthers(it):
 			it.deferred = true
 			d.ready.push(it)
-		case !d.outages.admits(it):
+		case !d.outages.admits(it, now):
 			d.putOff(it, now)
 		default:
 			it.startedAt = now

@@ -168,3 +168,37 @@ func TestDispatcher_AProbeThatWasNotSentMakesRoomForAnother(t *testing.T) {
 		}
 	})
 }
+
+func TestDispatcher_FailuresThatAreTheMessagesOwnSayNothingAboutTheTopic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newTestDispatcher()
+		d.outages.observe = func(e Event) { t.Errorf("%T", e) }
+		for range 5 {
+			for i := range 2 * tripAfter {
+				if d.outages.failing < 2*tripAfter { // a first attempt is nobody's own failure
+					d.claimed([]Message{{ID: "healthy"}}, time.Now())
+					d.publish(t, "healthy", nil, time.Millisecond)
+				}
+				id := strconv.Itoa(i)
+				d.claimed([]Message{{ID: id}}, time.Now())
+				d.publish(t, id, errFails, time.Millisecond)
+			}
+			d.claimed([]Message{{ID: "healthy"}}, time.Now())
+			d.publish(t, "healthy", nil, time.Millisecond)
+		}
+	})
+}
+
+func TestDispatcher_WhatIsRefusedForGoodDoesNotHoldUpItsTopic(t *testing.T) {
+	d := newTestDispatcher()
+	d.cfg.PermanentError = func(err error) bool { return err == errRefused }
+	for i := range 2 * tripAfter {
+		id := strconv.Itoa(i)
+		for _, err := range []error{errFails, errRefused} {
+			d.claimed([]Message{{ID: id}}, time.Now())
+			d.publish(t, id, err, 0)
+		}
+	}
+	d.claimed([]Message{{ID: "other"}}, time.Now())
+	d.publish(t, "other", nil, 0)
+}

@@ -164,6 +164,33 @@ func TestForwarder_AFewMessagesThatFailAloneDoNotMakeOthersOfTheirTopicWaitForAP
 	})
 }
 
+func TestForwarder_AnOutageThatIsSoonOverCostsLittle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, b, seen := newMemory(t), newBroker(), &events{}
+		attempts, probes := 0, []time.Time{}
+		b.answer = func(string, *message.Message) error {
+			if attempts++; attempts > 5 {
+				probes = append(probes, time.Now())
+			}
+			if attempts <= 5+8 {
+				return errDown
+			}
+			return nil
+		}
+		for range 100 {
+			publish(t, store, "topic", newMessage("x", ""))
+		}
+		begun := time.Now()
+		run(t, store, b, outbox.WithObserver(seen), outbox.WithConcurrency(1))
+		b.await(t, 100-13)
+		require.Len(t, collect[outbox.OutageBegunEvent](seen), 1)
+		for i, want := range []time.Duration{50, 100, 200, 400, 800, 1000, 1000, 1000, 1000} {
+			require.InDelta(t, want*time.Millisecond, probes[i].Sub(begun), float64(20*time.Millisecond), "probe %d", i+1)
+			begun = probes[i]
+		}
+	})
+}
+
 // pauses notes when it is told which topics to leave out.
 type pauses struct {
 	*memory.Store

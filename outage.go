@@ -13,7 +13,10 @@ const (
 	// probes go out.
 	tripAfter = 5
 	// probeInterval is how often a topic that is down is tried, and the longest wait of a message that was not at fault.
+	// The first probe goes out sooner, after firstProbe, and each further one after twice that, so that an outage that was
+	// none costs little.
 	probeInterval = time.Second
+	firstProbe    = 50 * time.Millisecond
 	// maxFailing bounds the attempts that are remembered. One that is forgotten costs its message another try.
 	maxFailing = 65_536
 	// forgetTopicAfter is when a topic is forgotten that nothing was sent to: its messages were set aside or deleted, or
@@ -26,15 +29,15 @@ const (
 //
 // A failure is the message's own if another message to its topic, sent after this one's last attempt had ended, was
 // acknowledged since. A first attempt has no last one, so its failure never counts: when a broker goes down, messages
-// fail by the hundred, and none of them is at fault. Several failures in a row are an outage. If they are of several
-// messages, the topic's breaker opens: one probe goes out every second, and everything else of the topic stays in the
-// store. If they are of a few that come again and again, it does not, or those would delay others of their topic.
+// fail by the hundred, and none of them is at fault. Several failures in a row that are not the messages' own are an
+// outage. If they are of several messages, the topic's breaker opens: one probe goes out every second, and everything
+// else of the topic stays in the store. If they are of a few that come again and again, it does not, or those would delay others of their topic.
 type outages struct {
 	topics  map[string]*topicHealth
 	failing int // attempts remembered, over all topics
 	observe func(Event)
-	// probes are those that no tick has announced, by when they are due: all topics wait equally long. One whose topic has
-	// another nextProbe by now is void.
+	// probes are those that no tick has announced, by when they are due. One whose topic has another nextProbe by now is
+	// void.
 	probes    []probe
 	nextSweep time.Time // when to look for topics to forget
 	// changed is set when the set of topics to pause is another; paused tells which.
@@ -57,8 +60,9 @@ type topicHealth struct {
 	since   time.Time // the outage's begin, zero while there is none
 	heard   time.Time // when the last attempt has ended, or stalled
 	probing bool
-	// nextProbe is when an open breaker lets a probe through.
+	// nextProbe is when a probe may go out, or the zero time once tick has announced it; probeWait is the last wait.
 	nextProbe time.Time
+	probeWait time.Duration
 }
 
 // attempt remembers the last failure of a message.
@@ -73,13 +77,19 @@ func newOutages(observe func(Event)) *outages {
 
 func newTopicHealth(name string) *topicHealth {
 	t := &topicHealth{name: name, attempt: map[string]attempt{}}
+	t.close()
+	return t
+}
+
+// close gives the topic a breaker that lets everything through.
+func (t *topicHealth) close() {
+	t.probeWait = 0
 	t.breaker = gobreaker.NewTwoStepCircuitBreaker[any](gobreaker.Settings{
-		Name:        name,
+		Name:        t.name,
 		MaxRequests: 1,
-		Timeout:     probeInterval,
+		Timeout:     firstProbe, // nextProbe may be later
 		ReadyToTrip: func(gobreaker.Counts) bool { return len(t.failing) >= tripAfter },
 	})
-	return t
 }
 
 // count counts the failures in a row.
@@ -105,13 +115,16 @@ func (o *outages) health(topic string) *topicHealth {
 }
 
 // admits reports whether it may be sent now; if its topic is down, as the probe.
-func (o *outages) admits(it *item) bool {
+func (o *outages) admits(it *item, now time.Time) bool {
 	t := o.topics[it.msg.Topic]
 	if t == nil {
 		return true
 	}
 	if t.breaker.State() == gobreaker.StateClosed {
 		return true
+	}
+	if t.probing || now.Before(t.nextProbe) {
+		return false
 	}
 	done, err := t.breaker.Allow()
 	if err != nil {
@@ -166,7 +179,9 @@ func (o *outages) failed(it *item, err error, now time.Time) (counts bool, free 
 	}
 	last.ended = now
 	o.remember(t, it, last)
-	o.report(t, it, err, now)
+	if t.heard = now; !counts || it.probe != nil { // else it says nothing about the topic
+		o.report(t, it, err, now)
+	}
 	return counts, last.free, !t.since.IsZero()
 }
 
@@ -194,10 +209,11 @@ func (o *outages) report(t *topicHealth, it *item, err error, now time.Time) {
 	}
 	t.count(it.msg.ID, err)
 	done(err)
-	if t.breaker.State() == gobreaker.StateOpen {
-		t.nextProbe = now.Add(probeInterval + time.Millisecond) // the breaker's clock has begun after now
-		o.probes = append(o.probes, probe{t, t.nextProbe})
-		o.changed = true
+	switch t.breaker.State() {
+	case gobreaker.StateOpen:
+		o.awaitProbe(t, now)
+	case gobreaker.StateClosed:
+		t.probeWait = 0
 	}
 	switch {
 	case t.since.IsZero() && t.inARow >= tripAfter:
@@ -206,6 +222,15 @@ func (o *outages) report(t *topicHealth, it *item, err error, now time.Time) {
 	case t.inARow == 0:
 		o.end(t, now)
 	}
+}
+
+// awaitProbe has the next probe wait twice as long as the last.
+func (o *outages) awaitProbe(t *topicHealth, now time.Time) {
+	t.probeWait = min(max(2*t.probeWait, firstProbe), probeInterval)
+	t.nextProbe = now.Add(t.probeWait + time.Millisecond) // the breaker's clock has begun after now
+	i, _ := slices.BinarySearchFunc(o.probes, t.nextProbe, func(p probe, at time.Time) int { return p.at.Compare(at) })
+	o.probes = slices.Insert(o.probes, i, probe{t, t.nextProbe})
+	o.changed = true
 }
 
 // end ends a topic's outage, if there is one.
@@ -262,6 +287,7 @@ func (o *outages) remember(t *topicHealth, it *item, a attempt) {
 }
 
 func (o *outages) forget(t *topicHealth, it *item) {
+	t.failing = slices.DeleteFunc(t.failing, func(id string) bool { return id == it.msg.ID })
 	if _, known := t.attempt[it.msg.ID]; known {
 		delete(t.attempt, it.msg.ID)
 		o.failing--
