@@ -189,6 +189,27 @@ func TestDispatcher_FailuresThatAreTheMessagesOwnSayNothingAboutTheTopic(t *test
 	})
 }
 
+func TestDispatcher_CallsThatWereSlowAndSucceedEndTheOutageThatTheySeemedToBe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newTestDispatcher()
+		var slow []*item
+		for i := range 2 * tripAfter {
+			d.claimed([]Message{{ID: strconv.Itoa(i)}}, time.Now())
+			slow = append(slow, d.next(time.Now()))
+		}
+		time.Sleep(d.cfg.PublishTimeout)
+		d.tick(time.Now())
+		require.NotEmpty(t, d.outages.paused(time.Now()))
+		for _, it := range slow {
+			d.returned(it, nil, time.Now())
+		}
+		require.Empty(t, d.outages.paused(time.Now()))
+		d.claimed([]Message{{ID: "a"}, {ID: "b"}}, time.Now())
+		require.NotNil(t, d.next(time.Now()))
+		require.NotNil(t, d.next(time.Now()), "not only as a probe")
+	})
+}
+
 func TestDispatcher_WhatIsRefusedForGoodDoesNotHoldUpItsTopic(t *testing.T) {
 	d := newTestDispatcher()
 	d.cfg.PermanentError = func(err error) bool { return err == errRefused }

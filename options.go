@@ -38,7 +38,8 @@ type Config struct {
 	// MaxRetryBackoff is the longest wait after any attempt. RetryBackoff to 24 h, default 1 min.
 	MaxRetryBackoff time.Duration
 	// PublishTimeout is after how long a Publish call that has not returned is reported as stalled and no longer counts
-	// as a worker. The call itself goes on: whether the message was published is known only when it returns. Such calls
+	// as a worker. It counts as a failure of the topic until it returns, so this should be well above the broker's latency
+	// under load: otherwise outages are reported that are none. The call itself goes on: whether the message was published is known only when it returns. Such calls
 	// delay their keys alone until they fill MaxInFlight or MaxInFlightBytes; then nothing is published until one returns.
 	// 1 ms to 24 h, default 30 s.
 	PublishTimeout time.Duration

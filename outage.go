@@ -158,7 +158,7 @@ func (o *outages) succeeded(it *item, now time.Time) {
 	}
 	o.forget(t, it)
 	o.report(t, it, nil, now)
-	if len(t.attempt) == 0 && t.breaker.State() == gobreaker.StateClosed {
+	if len(t.attempt) == 0 && !t.probing && t.breaker.State() == gobreaker.StateClosed {
 		delete(o.topics, t.name)
 	}
 }
@@ -204,6 +204,10 @@ func (o *outages) report(t *topicHealth, it *item, err error, now time.Time) {
 		if done, err = t.breaker.Allow(); err != nil {
 			return
 		}
+	case err == nil && it.phase.Load() == phaseStalled:
+		t.close() // it was taken for a failure, and was slow
+		o.changed = true
+		done = func(error) {}
 	default:
 		return // sent before the breaker opened; the probes decide
 	}
