@@ -2,6 +2,7 @@ package pgxstore_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -94,9 +95,11 @@ func TestForwarder_KeepsAMessageApartFromTheFormerOneOfItsID(t *testing.T) {
 	close(former.goOn)
 	require.NoError(t, s.order(t.Context(), "key-3"))
 	s.await(t, "the former one and a later one", func() bool { return len(s.deliveries) == 2 })
-	for left := 0; left != 1; { // the later one is marked after the former one
-		require.NoError(t, s.pool.QueryRow(t.Context(), "SELECT count(*) FROM outbox_messages").Scan(&left))
-		require.NotZero(t, left, "a message was deleted unpublished")
+	for marked := false; !marked; { // the later one is marked after the former one
+		keys, err := column[string](t.Context(), s.pool, "SELECT key FROM outbox_messages")
+		require.NoError(t, err)
+		require.Contains(t, keys, "key-2", "it was deleted unpublished")
+		marked = !slices.Contains(keys, "key-3")
 	}
 	close(latter.goOn)
 	s.finish(t, true)
@@ -106,11 +109,15 @@ func TestForwarder_KeepsAMessageApartFromTheFormerOneOfItsID(t *testing.T) {
 // begun anew, and before anybody has noticed.
 func TestForwarder_ReadsByIDOnlyWhatIsOfTheSameHistory(t *testing.T) {
 	s := newShopInSchema(t)
-	stop := s.stop(1)
+	stop := s.stop(64) // the last of those that are claimed at once
 	_, err := s.pool.Exec(t.Context(), insertOrders(1, 200))
 	require.NoError(t, err)
 	s.relay(t, 1)
 	<-stop.arrived
+	s.mu.Lock()
+	looks := s.looks
+	s.mu.Unlock()
+	s.await(t, "a look at the server, after which there is time until the next", func() bool { return s.looks > looks })
 	_, err = s.pool.Exec(t.Context(), "TRUNCATE orders, outbox_messages RESTART IDENTITY; UPDATE counters SET n = 1000;"+
 		insertOrders(1, 200))
 	require.NoError(t, err)

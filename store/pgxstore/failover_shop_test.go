@@ -57,6 +57,7 @@ type shop struct {
 	leases     map[int]int // how many slots each instance holds
 	stops      map[int]*shopStop
 	queries    int      // that they have made
+	looks      int      // of those, the ones for the holders of the sequence
 	errors     []string // that they have logged
 	wrong      []string
 
@@ -330,15 +331,15 @@ func (s *shop) finish(t *testing.T, lost bool) {
 			first[d.uuid] = i
 		}
 	}
-	last := map[string]shopDelivery{}
+	last := map[string]int{} // where the last order of a key is
 	for _, o := range orders {
 		at, delivered := first[o.uuid]
 		require.True(t, delivered, "%v was lost", o)
 		require.Equal(t, o, s.deliveries[at])
 		if before, ok := last[o.key]; ok {
-			require.Less(t, first[before.uuid], at, "%v was delivered before %v", o, before)
+			require.Less(t, before, at, "%v was delivered before %v", o, s.deliveries[before])
 		}
-		last[o.key] = o
+		last[o.key] = at
 		delete(first, o.uuid)
 	}
 	if !lost {
@@ -412,10 +413,13 @@ func (l shopLog) With(watermill.LogFields) watermill.LoggerAdapter { return l }
 // shopTracer counts statements.
 type shopTracer struct{ *shop }
 
-func (s shopTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
-	s.mu.Lock()
-	s.queries++
-	s.mu.Unlock()
+func (s shopTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, query pgx.TraceQueryStartData) context.Context {
+	s.change(func() {
+		s.queries++
+		if strings.Contains(query.SQL, "pg_locks") {
+			s.looks++
+		}
+	})
 	return ctx
 }
 

@@ -48,7 +48,7 @@ func TestForwarder_LosesNothingThatTheNewPrimaryHas_WhenALaggingReplicaIsPromote
 	replica.Promote(t)
 	s.awaitOrders(t, 1200)
 	s.finish(t, true)
-	require.Greater(t, s.givenAgain(), 500, "ids that the new primary has given again")
+	require.Greater(t, s.givenAgain(), 100, "ids that the new primary has given again")
 	require.LessOrEqual(t, len(s.logged()), 12)
 }
 
@@ -77,9 +77,11 @@ func TestForwarder_ReadsFromTheBeginning_WhenTheNewPrimaryIsAheadAlready(t *test
 // The old primary is restored from a dump into another server, which somebody writes to before the instances get there.
 func TestForwarder_ReadsFromTheBeginning_WhenADumpWasRestoredIntoAnotherServer(t *testing.T) {
 	ownServers(t)
-	old, other := pgtest.Start(t), pgtest.Start(t)
+	first, old, other := pgtest.Start(t), pgtest.Start(t), pgtest.Start(t)
 	const ttl = 3 * time.Second // so that the leases last until another server answers
-	s := newShop(t, primaryOf(old, other), pgxstore.WithLeaseTTL(ttl))
+	s := newShop(t, primaryOf(first, old, other), pgxstore.WithLeaseTTL(ttl))
+	old.Restore(t, first.Dump(t)) // so that the other one's tables will have the same numbers as its own
+	first.Stop(t, pgtest.Crash)
 	s.relay(t, 2)
 	s.openDoors(t, 8)
 	s.awaitOrders(t, 300)
@@ -153,7 +155,10 @@ func TestForwarder_LosesNothing_WhenTheServerIsAwayForLongerThanALeaseLasts(t *t
 	ownServers(t)
 	server := pgtest.Start(t)
 	s := newShop(t, primaryOf(server))
+	stop := s.stop(1)
+	server.Exec(t, insertOrders(1, 10))
 	s.relay(t, 2)
+	<-stop.arrived
 	s.openDoors(t, 8)
 	s.awaitOrders(t, 300)
 	server.Stop(t, pgtest.Fast)
@@ -161,6 +166,7 @@ func TestForwarder_LosesNothing_WhenTheServerIsAwayForLongerThanALeaseLasts(t *t
 	dials, since := s.dials, time.Now()
 	s.mu.Unlock()
 	s.await(t, "the leases to end", func() bool { return s.lease() == 0 })
+	close(stop.goOn) // what is behind it in its key must not go, nor count as having failed
 	s.mu.Lock()
 	dials = s.dials - dials
 	s.mu.Unlock()
