@@ -28,8 +28,11 @@ type dispatcher struct {
 	publishing running // sent and not returned, by when they were sent
 	stalled    int     // of those, the ones that do not count as workers any more
 
-	// Claimed and not settled or released yet.
+	// Claimed and not settled or released yet, except for calls that hang.
 	inFlight, inFlightBytes int
+	// Of calls that hang. These do not stop others: only when they are as many again as inFlight may be, or as large, those
+	// beyond that count as inFlight, and no probes go out that might hang, too.
+	hanging, hangingBytes int
 
 	stopping     bool // nothing more is sent
 	pending      marks
@@ -50,6 +53,7 @@ type item struct {
 	deferred bool
 	// again is set when the store has given the message out once more, after the lease was lost and taken again.
 	again      bool
+	hangs      bool // counted as hanging
 	phase      atomic.Int32
 	prev, next *item // in running
 	queue      *keyQueue
@@ -176,6 +180,9 @@ func (d *dispatcher) returned(it *item, err error, now time.Time) {
 	if it.phase.Load() == phaseStalled {
 		d.stalled--
 	}
+	if it.hangs {
+		d.countHanging(it, -1)
+	}
 	switch {
 	case err == nil:
 		d.published++
@@ -186,6 +193,17 @@ func (d *dispatcher) returned(it *item, err error, now time.Time) {
 		d.lost(it, now)
 	default:
 		d.failed(it, err, now)
+	}
+}
+
+// countHanging moves an item from the window to the calls that hang, or with -1 back.
+func (d *dispatcher) countHanging(it *item, n int) {
+	it.hangs = n > 0
+	d.inFlight, d.inFlightBytes = d.inFlight-n, d.inFlightBytes-n*it.size
+	d.hanging, d.hangingBytes = d.hanging+n, d.hangingBytes+n*it.size
+	full := d.hanging >= d.cfg.MaxInFlight || d.hangingBytes >= d.cfg.MaxInFlightBytes
+	if full != d.outages.noProbes {
+		d.outages.noProbes, d.outages.changed = full, true
 	}
 }
 
@@ -345,6 +363,9 @@ func (d *dispatcher) tick(now time.Time) {
 	for it := d.publishing.unstalled; it != nil && now.Sub(it.startedAt) >= d.cfg.PublishTimeout; it = it.next {
 		if it.phase.CompareAndSwap(phaseSent, phaseStalled) {
 			d.stalled++
+			if !d.outages.noProbes {
+				d.countHanging(it, 1)
+			}
 			d.releaseBehind(it, now)
 			d.outages.stalled(it, now)
 			msg := it.msg
@@ -431,4 +452,4 @@ func (r *ring) pop() *item {
 }
 
 // idle tells that everything claimed has been settled and that the store knows.
-func (d *dispatcher) idle() bool { return d.inFlight == 0 }
+func (d *dispatcher) idle() bool { return d.inFlight+d.hanging == 0 }

@@ -18,8 +18,8 @@ import (
 // Invariants, after every step:
 //
 //   - At most one message of a key is ready or being published.
-//   - What is taken in leaves once: inFlight and inFlightBytes are of the messages taken in whose outcome or release the
-//     store has not got, stalled is of the calls reported as such, and all are zero at the end.
+//   - What is taken in leaves once: inFlight and hanging together are the messages taken in whose outcome or release the
+//     store has not got, hanging has a bound of its own, stalled is of the calls reported as such, and all are zero at the end.
 //   - First deliveries are in the order of each key, those of another instance included.
 //   - What is marked as processed was delivered, and only what was committed is.
 //   - A failure counts if another message of its topic, sent after this one's last attempt had ended, was acknowledged,
@@ -435,7 +435,7 @@ func (h *dispatcherHistory) restart(t *rapid.T) {
 	} else {
 		h.flush(t, 0)
 		if !h.d.idle() {
-			t.Fatalf("%d messages are in flight after all calls have returned", h.d.inFlight)
+			t.Fatalf("%d messages are in flight after all calls have returned", h.d.inFlight+h.d.hanging)
 		}
 	}
 	h.store.end(false)
@@ -471,6 +471,7 @@ func (h *dispatcherHistory) check(t *rapid.T) {
 		t.Fatal(h.wrong)
 	}
 	inFlight, bytes, stalled, keys := 0, 0, 0, map[string]bool{}
+	hanging, hangingBytes := 0, 0
 	for r, n := range h.taken {
 		inFlight += n
 		bytes += n * r.msg.Size()
@@ -486,6 +487,10 @@ func (h *dispatcherHistory) check(t *rapid.T) {
 		if c.stalled {
 			stalled++
 		}
+		if c.it.hangs {
+			hanging++
+			hangingBytes += c.it.size
+		}
 	}
 	for i := range h.d.ready.n {
 		busy(h.d.ready.items[(h.d.ready.begin+i)&(len(h.d.ready.items)-1)])
@@ -494,12 +499,17 @@ func (h *dispatcherHistory) check(t *rapid.T) {
 	for _, topic := range h.d.outages.topics {
 		remembered += len(topic.attempt)
 	}
+	if hanging > h.cfg.MaxInFlight || hangingBytes > h.cfg.MaxInFlightBytes+300 { // one message may exceed it
+		t.Fatalf("%d messages of %d bytes hang beside the window", hanging, hangingBytes)
+	}
 	for _, count := range []struct {
 		what       string
 		is, should int
 	}{
-		{"inFlight", h.d.inFlight, inFlight},
-		{"inFlightBytes", h.d.inFlightBytes, bytes},
+		{"inFlight", h.d.inFlight + h.d.hanging, inFlight},
+		{"inFlightBytes", h.d.inFlightBytes + h.d.hangingBytes, bytes},
+		{"hanging", h.d.hanging, hanging},
+		{"hangingBytes", h.d.hangingBytes, hangingBytes},
 		{"stalled", h.d.stalled, stalled},
 		{"publishing", h.d.publishing.n, len(h.sent)},
 		{"pending.items", h.d.pending.items, len(h.d.pending.outcomes) + len(h.d.pending.released)},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -124,6 +125,36 @@ func TestForwarder_AHungPublishHoldsUpItsKeyAlone(t *testing.T) {
 		close(hang)
 		b.await(t, 2)
 		require.Equal(t, []string{"hang", "behind"}, b.payloads()[100:])
+	})
+}
+
+func TestForwarder_AHungTopicOfLargeMessagesStopsNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size, window = 100 << 10, 1 << 20
+		store, b := newMemory(t), newBroker()
+		hang, hanging := make(chan struct{}), 0
+		var mu sync.Mutex
+		b.answer = func(topic string, _ *message.Message) error {
+			if topic == "hung" {
+				mu.Lock()
+				hanging++
+				mu.Unlock()
+				<-hang
+			}
+			return nil
+		}
+		for range 100 {
+			publish(t, store, "hung", newMessage(strings.Repeat("x", size), ""))
+		}
+		run(t, store, b, outbox.WithMaxInFlightBytes(window), outbox.WithPublishTimeout(time.Second))
+		for range 100 {
+			publish(t, store, "works", newMessage("y", ""))
+			b.await(t, 1)
+			time.Sleep(10 * time.Second) // probes hang, too
+		}
+		require.LessOrEqual(t, hanging, 2*(window/size+1))
+		close(hang)
+		b.await(t, 100)
 	})
 }
 

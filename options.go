@@ -25,10 +25,11 @@ type Config struct {
 	// Concurrency is how many Publish calls run at once, each with one message. More is faster where the broker's client
 	// batches concurrent calls, as Kafka's does. 1 to 65,536, default 256.
 	Concurrency int
-	// MaxInFlight bounds the messages that are claimed and not marked yet. 1 to 1,000,000, default 10,000.
+	// MaxInFlight bounds the messages that are claimed and not marked yet; as many again may be in Publish calls that hang.
+	// When they are, topics that are down are not tried until one returns. 1 to 1,000,000, default 10,000.
 	MaxInFlight int
-	// MaxInFlightBytes bounds their size in memory; one message may exceed it alone. Publish calls that hang keep their
-	// share: four that hang with 10 MB each stop everything at the default. 1 KiB to 1 TiB, default 32 MiB.
+	// MaxInFlightBytes bounds their size in memory; one message may exceed it alone. Publish calls that hang may hold as
+	// much again, with the same effect. 1 KiB to 1 TiB, default 32 MiB.
 	MaxInFlightBytes int
 	// MaxRetries is after how many failed attempts that counted a message is set aside. 1 to 1,000,000, default 10.
 	MaxRetries int
@@ -40,7 +41,8 @@ type Config struct {
 	// PublishTimeout is after how long a Publish call that has not returned is reported as stalled and no longer counts
 	// as a worker. It counts as a failure of the topic until it returns, so this should be well above the broker's latency
 	// under load: otherwise outages are reported that are none. The call itself goes on: whether the message was published is known only when it returns. Such calls
-	// delay their keys alone until they fill MaxInFlight or MaxInFlightBytes; then nothing is published until one returns.
+	// delay their keys and topics alone, unless they fill MaxInFlight or MaxInFlightBytes twice; then nothing is published
+	// until one returns.
 	// 1 ms to 24 h, default 30 s.
 	PublishTimeout time.Duration
 	// CloseTimeout is how long Close and a cancelled Run wait for Publish calls in flight and for their marks. A database
@@ -150,7 +152,7 @@ func WithMaxInFlight(messages int) Option {
 	return OptionFunc(func(c *Config) { c.MaxInFlight = messages })
 }
 
-// WithMaxInFlightBytes sets [Config].MaxInFlightBytes; calls that hang count against it.
+// WithMaxInFlightBytes sets [Config].MaxInFlightBytes.
 func WithMaxInFlightBytes(bytes int) Option {
 	return OptionFunc(func(c *Config) { c.MaxInFlightBytes = bytes })
 }
@@ -163,7 +165,7 @@ func WithRetryBackoff(first, longest time.Duration) Option {
 	return OptionFunc(func(c *Config) { c.RetryBackoff, c.MaxRetryBackoff = first, longest })
 }
 
-// WithPublishTimeout sets [Config].PublishTimeout. Calls that hang keep their place in MaxInFlight and MaxInFlightBytes.
+// WithPublishTimeout sets [Config].PublishTimeout, which should be well above the broker's latency.
 func WithPublishTimeout(d time.Duration) Option {
 	return OptionFunc(func(c *Config) { c.PublishTimeout = d })
 }

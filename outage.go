@@ -40,6 +40,7 @@ type outages struct {
 	// void.
 	probes    []probe
 	nextSweep time.Time // when to look for topics to forget
+	noProbes  bool      // calls that hang hold all the memory that they may
 	// changed is set when the set of topics to pause is another; paused tells which.
 	changed bool
 }
@@ -123,7 +124,7 @@ func (o *outages) admits(it *item, now time.Time) bool {
 	if t.breaker.State() == gobreaker.StateClosed {
 		return true
 	}
-	if t.probing || now.Before(t.nextProbe) {
+	if o.noProbes || t.probing || now.Before(t.nextProbe) {
 		return false
 	}
 	done, err := t.breaker.Allow()
@@ -298,11 +299,11 @@ func (o *outages) forget(t *topicHealth, it *item) {
 	}
 }
 
-// paused returns the topics whose messages are to stay in the store: those that are down, except when a probe is due.
+// paused returns the topics whose messages are to stay in the store: those that are down, except when a probe may go out.
 func (o *outages) paused(now time.Time) []string {
 	var topics []string
 	for name, t := range o.topics {
-		if !t.since.IsZero() && (t.probing || t.nextProbe.After(now)) {
+		if !t.since.IsZero() && (o.noProbes || t.probing || t.nextProbe.After(now)) {
 			topics = append(topics, name)
 		}
 	}
@@ -345,6 +346,9 @@ func (o *outages) tick(now time.Time) bool {
 // sweep forgets the topics that nothing is heard of any more. A message that comes again has lost no more than a try.
 func (o *outages) sweep(now time.Time) {
 	for name, t := range o.topics {
+		if o.noProbes {
+			t.heard = now // nothing may be
+		}
 		if !t.probing && now.Sub(t.heard) >= forgetTopicAfter {
 			o.end(t, now)
 			o.failing -= len(t.attempt)

@@ -183,7 +183,7 @@ func (r *relay) loop(ctx context.Context) error {
 			running := r.dispatcher.publishing.n
 			return fmt.Errorf("outbox: %w: after %v, %d Publish calls were still running and %d messages could not be marked; "+
 				"all of them stay in the outbox, and are published again", ErrCloseTimeout, r.cfg.CloseTimeout, running,
-				r.dispatcher.inFlight-running)
+				r.dispatcher.inFlight+r.dispatcher.hanging-running)
 		}
 	}
 }
