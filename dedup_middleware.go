@@ -20,7 +20,8 @@ import (
 //
 // Each message is recorded in the same transaction as the handler's writes and the messages that it returns, so all of
 // them come about once or not at all. In the handler, take the transaction from the message's context:
-// store.TxFromContext(msg.Context()). The transaction is always one of the Deduplicator's own; a transaction that a
+// store.TxFromContext(msg.Context()), and do not end it: with a commit of the handler's own the message counts as handled,
+// and what the handler returns is lost. The transaction is always one of the Deduplicator's own; a transaction that a
 // subscriber may have put into the context is not used. What a handler sends through the outbox goes out after the
 // commit, so it must not wait for a reply to that (components/requestreply).
 //
@@ -368,7 +369,8 @@ func (w *deduplicated) saveProduced(ctx context.Context, dl *delivery, produced 
 	}
 	topic := message.PublishTopicFromCtx(dl.original)
 	if topic == "" {
-		return message.ErrOutputInNoPublisherHandler
+		return fmt.Errorf("outbox: the handler returned messages and has no topic for them: it was added without a publisher "+
+			"or with an empty topic, or is not called by a router: %w", message.ErrOutputInNoPublisherHandler)
 	}
 	name := message.PublisherNameFromCtx(dl.original)
 	publisher := w.produced

@@ -372,6 +372,7 @@ func TestDeduplicator_ConsumerHandlersMustNotReturnMessages(t *testing.T) {
 	db := memoryDatabase(t)
 	_, err := db.dedup(t, "group")(db.billing)(newMessage("x", ""))
 	require.ErrorIs(t, err, message.ErrOutputInNoPublisherHandler)
+	require.ErrorContains(t, err, "not called by a router")
 }
 
 func TestNewDeduplicator_SaysWhatIsWrong(t *testing.T) {

@@ -132,13 +132,11 @@ func TestForwarder_AHungTopicOfLargeMessagesStopsNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size, window = 100 << 10, 1 << 20
 		store, b := newMemory(t), newBroker()
-		hang, hanging := make(chan struct{}), 0
-		var mu sync.Mutex
+		hang := make(chan struct{})
+		var hanging atomic.Int32
 		b.answer = func(topic string, _ *message.Message) error {
 			if topic == "hung" {
-				mu.Lock()
-				hanging++
-				mu.Unlock()
+				hanging.Add(1)
 				<-hang
 			}
 			return nil
@@ -152,7 +150,7 @@ func TestForwarder_AHungTopicOfLargeMessagesStopsNoOther(t *testing.T) {
 			b.await(t, 1)
 			time.Sleep(10 * time.Second) // probes hang, too
 		}
-		require.LessOrEqual(t, hanging, 2*(window/size+1))
+		require.LessOrEqual(t, hanging.Load(), int32(2*(window/size+1)))
 		close(hang)
 		b.await(t, 100)
 	})

@@ -31,7 +31,9 @@ type Config struct {
 	// MaxInFlightBytes bounds their size in memory; one message may exceed it alone. Publish calls that hang may hold as
 	// much again, with the same effect. 1 KiB to 1 TiB, default 32 MiB.
 	MaxInFlightBytes int
-	// MaxRetries is after how many failed attempts that counted a message is set aside. 1 to 1,000,000, default 10.
+	// MaxRetries is after how many failed attempts that counted a message is set aside. An attempt counts if other messages
+	// of the topic get through meanwhile, so an outage of a part of a topic, such as one partition, uses attempts up: the
+	// defaults last for 50 s on average. Raise this and MaxRetryBackoff to outlast longer ones. 1 to 1,000,000, default 10.
 	MaxRetries int
 	// RetryBackoff is the longest wait after the first failed attempt; it doubles with each further one. 1 ms to 24 h,
 	// default 200 ms.

@@ -243,7 +243,7 @@ func (p *Publisher) row(topic string, msg *message.Message) (Message, error) {
 	}
 	due, err := availableAt(topic, msg)
 	if err != nil {
-		return Message{}, fmt.Errorf("its delay: %w", errors.Join(err, ErrInvalidMessage))
+		return Message{}, fmt.Errorf("its delay: %w: %w", err, ErrInvalidMessage)
 	}
 	headers, err := headersOf(msg)
 	if err != nil {

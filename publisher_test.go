@@ -240,6 +240,14 @@ func TestPublisher_HonoursWatermillsDelays(t *testing.T) {
 	}
 }
 
+func TestPublisher_SaysInOneLineThatADelayIsNone(t *testing.T) {
+	store, msg := newMemory(t), newMessage("x", "")
+	msg.Metadata.Set(delay.DelayedForKey, "soon")
+	err := store.Publisher(store.Begin()).Publish("topic", msg)
+	require.ErrorIs(t, err, outbox.ErrInvalidMessage)
+	require.NotContains(t, err.Error(), "\n")
+}
+
 func TestPublisher_TellsItsObserver(t *testing.T) {
 	store, seen := newMemory(t), &events{}
 	tx := store.Begin()
