@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"errors"
 	"strconv"
 	"testing"
 	"testing/synctest"
@@ -212,7 +213,7 @@ func TestDispatcher_CallsThatWereSlowAndSucceedEndTheOutageThatTheySeemedToBe(t 
 
 func TestDispatcher_WhatIsRefusedForGoodDoesNotHoldUpItsTopic(t *testing.T) {
 	d := newTestDispatcher()
-	d.cfg.PermanentError = func(err error) bool { return err == errRefused }
+	d.cfg.PermanentError = func(err error) bool { return errors.Is(err, errRefused) }
 	for i := range 2 * tripAfter {
 		id := strconv.Itoa(i)
 		for _, err := range []error{errFails, errRefused} {

@@ -84,7 +84,6 @@ func newTopicHealth(name string) *topicHealth {
 
 // close gives the topic a breaker that lets everything through.
 func (t *topicHealth) close() {
-	t.probeWait = 0
 	t.breaker = gobreaker.NewTwoStepCircuitBreaker[any](gobreaker.Settings{
 		Name:        t.name,
 		MaxRequests: 1,
@@ -96,7 +95,7 @@ func (t *topicHealth) close() {
 // count counts the failures in a row.
 func (t *topicHealth) count(id string, err error) {
 	if err == nil {
-		t.inARow, t.failing = 0, nil
+		t.inARow, t.failing, t.probeWait = 0, nil, 0
 		return
 	}
 	t.inARow++
@@ -214,11 +213,8 @@ func (o *outages) report(t *topicHealth, it *item, err error, now time.Time) {
 	}
 	t.count(it.msg.ID, err)
 	done(err)
-	switch t.breaker.State() {
-	case gobreaker.StateOpen:
+	if t.breaker.State() == gobreaker.StateOpen {
 		o.awaitProbe(t, now)
-	case gobreaker.StateClosed:
-		t.probeWait = 0
 	}
 	switch {
 	case t.since.IsZero() && t.inARow >= tripAfter:
