@@ -183,13 +183,13 @@ func (d *dispatcher) returned(it *item, err error, now time.Time) {
 	if it.hangs {
 		d.countHanging(it, -1)
 	}
-	switch err { //nolint:errorlint // nobody wraps errLost, and an Is method of the publisher's error might panic
+	switch err {
 	case nil:
 		d.published++
 		d.outages.succeeded(it, now)
 		d.settle(it, Outcome{ID: it.msg.ID, Status: StatusProcessed, Archive: d.cfg.Retention > 0}, now)
 		d.advance(it)
-	case errLost:
+	case errLost: //nolint:errorlint // nobody wraps it, and an Is method of the publisher's error might panic
 		d.lost(it, now)
 	default:
 		d.failed(it, err, now)
