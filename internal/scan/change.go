@@ -63,8 +63,10 @@ func (r *Reader) Back(id int64) {
 }
 
 // Restarted notes that the server was started anew: whoever held the sequence has ended, and names are given again.
-// Only prepared transactions have survived, and the next list tells of them.
+// Only prepared transactions have survived, and the next list tells of them. Ids whose log was not written yet when the server
+// crashed may be given again, so those above the cursor are not settled.
 func (r *Reader) Restarted() {
+	r.settled, r.candidate, r.candidateWaits, r.lastValue = min(r.settled, r.cursor), 0, nil, 0
 	for _, s := range r.spans {
 		s.waits, s.missed, s.again, s.isNew = nil, nil, true, true
 	}
@@ -75,6 +77,3 @@ func (r *Reader) Reset() { *r = Reader{InOrder: r.InOrder} }
 
 // Cursor returns the id up to which everything was read, or is waited for.
 func (r *Reader) Cursor() int64 { return r.cursor }
-
-// LastValue returns the last value of the sequence that a fetch was told of.
-func (r *Reader) LastValue() int64 { return r.lastValue }
