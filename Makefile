@@ -25,7 +25,7 @@ services-down: ## Stop those that were started from here
 .PHONY: test
 test: services ## Run all tests, with the race detector
 	go vet $(PACKAGES)
-	go test -race ./...
+	go test -race -timeout 30m ./...
 	go test -race -count=1 ./examples/... # they build programs, whose changes the cache of tests does not see
 
 .PHONY: test-short
