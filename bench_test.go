@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -20,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/internal/abtest"
 	"github.com/watermill-outbox/outbox/store/sqlite"
 )
 
@@ -34,43 +34,6 @@ const (
 	publishTarget = 0.8
 	dedupTarget   = 0.91
 )
-
-// holdTo reports the target of a metric. With OUTBOX_BENCH_STRICT=1, which is for machines that do nothing else, a
-// benchmark that misses it fails.
-func holdTo(b *testing.B, what string, target float64, met bool) {
-	b.Helper()
-	b.ReportMetric(target, what+"-target")
-	if !met && os.Getenv("OUTBOX_BENCH_STRICT") == "1" {
-		b.Errorf("%s misses its target of %v", what, target)
-	}
-}
-
-// compare runs ours and baseline in turns, and either of them first in turns. Each returns how long its n operations took,
-// without their preparation. The target is of the ratio of their speeds.
-func compare(b *testing.B, n int, target float64, ours, baseline func(b *testing.B) time.Duration) {
-	b.Helper()
-	var times, baselines, ratios []float64
-	for b.Loop() {
-		var a, c time.Duration
-		if len(ratios)%2 == 0 {
-			a, c = ours(b), baseline(b)
-		} else {
-			c, a = baseline(b), ours(b)
-		}
-		times, baselines = append(times, a.Seconds()), append(baselines, c.Seconds())
-		ratios = append(ratios, c.Seconds()/a.Seconds())
-	}
-	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(float64(n)/median(times), "ours/s")
-	b.ReportMetric(float64(n)/median(baselines), "baseline/s")
-	b.ReportMetric(median(ratios), "ratio")
-	holdTo(b, "ratio", target, median(ratios) >= target)
-}
-
-func median(values []float64) float64 {
-	slices.Sort(values)
-	return values[len(values)/2]
-}
 
 type nopPublisher struct{}
 
@@ -109,7 +72,7 @@ func BenchmarkDrain_OverSQLite_AgainstALoopByHand(b *testing.B) {
 	for _, batch := range []int{100, 1000} {
 		b.Run("batch="+strconv.Itoa(batch), func(b *testing.B) {
 			store, db := benchSQLite(b)
-			compare(b, n, drainTarget, func(b *testing.B) time.Duration {
+			abtest.Compare(b, n, drainTarget, func(b *testing.B) time.Duration {
 				fillSQLite(b, db, n)
 				f, err := outbox.NewForwarder(store, nopPublisher{}, outbox.WithBatchSize(batch),
 					outbox.WithLogger(watermill.NopLogger{}))
@@ -145,13 +108,13 @@ func BenchmarkDrain_OverSQLite_OfAMillion_AgainstAHundredThousand(b *testing.B) 
 		require.Equal(b, n, published)
 		return time.Since(begun)
 	}
-	compare(b, many, millionTarget, func(b *testing.B) time.Duration {
+	abtest.Compare(b, many, millionTarget, func(b *testing.B) time.Duration {
 		return drain(b, many)
 	}, func(b *testing.B) time.Duration {
 		return drain(b, few) * (many / few)
 	})
 	b.ReportMetric(peak(b), "peak-MB")
-	holdTo(b, "peak-MB", millionPeakMB, peak(b) <= millionPeakMB)
+	abtest.HoldTo(b, "peak-MB", millionPeakMB, peak(b) <= millionPeakMB)
 }
 
 // forgetPeak makes peak count from now on. Both work on Linux only.
@@ -245,7 +208,7 @@ func BenchmarkPublish_OverSQLite_AgainstAnInsertByHand(b *testing.B) {
 		}))
 		return took
 	}
-	compare(b, n, publishTarget, func(b *testing.B) time.Duration {
+	abtest.Compare(b, n, publishTarget, func(b *testing.B) time.Duration {
 		return inTx(b, func(ctx context.Context, _ *sql.Tx) error {
 			msg := newMessage()
 			outbox.SetKey(msg, "order-42")
@@ -287,7 +250,7 @@ func BenchmarkDeduplicator_OverSQLite_AgainstAHandlerByHand(b *testing.B) {
 		_, err := tx.ExecContext(ctx, "INSERT INTO effects (message) VALUES (?)", msg.UUID)
 		return err
 	}
-	compare(b, n, dedupTarget, func(b *testing.B) time.Duration {
+	abtest.Compare(b, n, dedupTarget, func(b *testing.B) time.Duration {
 		return each(b, dedup.Middleware(func(msg *message.Message) ([]*message.Message, error) {
 			tx, _ := store.TxFromContext(msg.Context())
 			return nil, effect(msg.Context(), tx, msg)

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/internal/abtest"
 )
 
 // endless is a LeasedStore without a database: it hands out n messages that exist already, over the given number of keys.
@@ -84,7 +85,7 @@ func BenchmarkDispatch(b *testing.B) {
 	rate, beyond := float64(total)/took.Seconds(), float64(allocs)/float64(total)-own
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(rate, "msgs/s")
-	holdTo(b, "msgs/s", dispatchTarget, rate >= dispatchTarget)
+	abtest.HoldTo(b, "msgs/s", dispatchTarget, rate >= dispatchTarget)
 	b.ReportMetric(beyond, "allocs/msg")
-	holdTo(b, "allocs/msg", dispatchAllocsTarget, beyond <= dispatchAllocsTarget)
+	abtest.HoldTo(b, "allocs/msg", dispatchAllocsTarget, beyond <= dispatchAllocsTarget)
 }

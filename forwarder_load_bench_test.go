@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/internal/abtest"
 )
 
 // blockedTarget is what others must be left with. It is far from what is measured, which is short, and noisy.
@@ -21,7 +22,7 @@ func BenchmarkForwarder_OverSQLite_WithABlockedKey_AgainstWithoutIt(b *testing.B
 			free, _ := benchSQLite(b)
 			blocked, _ := benchSQLite(b)
 			saveBlocked(b, blocked, 100_000)
-			compare(b, healthyKeys*healthyPerKey, blockedTarget, func(b *testing.B) time.Duration {
+			abtest.Compare(b, healthyKeys*healthyPerKey, blockedTarget, func(b *testing.B) time.Duration {
 				end := make(chan struct{})
 				br, _, first := blockedBroker(block, end)
 				return publishHealthy(b, blocked, br, first, end)

@@ -3,14 +3,15 @@
 package abtest
 
 import (
+	"os"
 	"slices"
 	"testing"
 	"time"
 )
 
 // Compare runs ours and baseline in turns, and either of them first in turns. Each returns how long its n operations took,
-// without their preparation. The ratio is of rates: above 1, ours is the faster.
-func Compare(b *testing.B, n int, ours, baseline func(b *testing.B) time.Duration) {
+// without their preparation. The ratio is of rates: above 1, ours is the faster. It is held to the target.
+func Compare(b *testing.B, n int, target float64, ours, baseline func(b *testing.B) time.Duration) {
 	b.Helper()
 	var times, baselines, ratios []float64
 	for b.Loop() {
@@ -27,6 +28,17 @@ func Compare(b *testing.B, n int, ours, baseline func(b *testing.B) time.Duratio
 	b.ReportMetric(float64(n)/Median(times), "ours/s")
 	b.ReportMetric(float64(n)/Median(baselines), "baseline/s")
 	b.ReportMetric(Median(ratios), "ratio")
+	HoldTo(b, "ratio", target, Median(ratios) >= target)
+}
+
+// HoldTo reports the target of a metric. With OUTBOX_BENCH_STRICT=1, which is for machines that do nothing else, a
+// benchmark that misses it fails.
+func HoldTo(b *testing.B, what string, target float64, met bool) {
+	b.Helper()
+	b.ReportMetric(target, what+"-target")
+	if !met && os.Getenv("OUTBOX_BENCH_STRICT") == "1" {
+		b.Errorf("%s misses its target of %v", what, target)
+	}
 }
 
 // Median sorts values and returns the one in the middle.

@@ -109,8 +109,8 @@ func (d *Dialect) render(names sqlname.Names) (queries, error) {
 		q[name] = names.Render(strings.TrimRight(string(text), "; \n"))
 	}
 	if d.Channel != "" {
-		for name, parameters := range map[string]int{"insert": 6, "insert_many": 6} {
-			q[name+notifying] = fmt.Sprintf("WITH saved AS (\n%s\n)\nSELECT pg_notify($%d::text, '')", q[name], parameters+1)
+		for _, name := range []string{"insert", "insert_many"} { // of six parameters each
+			q[name+notifying] = "WITH saved AS (\n" + q[name] + "\n)\nSELECT pg_notify($7::text, '')"
 		}
 	}
 	return q, nil

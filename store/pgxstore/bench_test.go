@@ -79,7 +79,7 @@ func BenchmarkDrain_AgainstClaimingByUpdate(b *testing.B) {
 	ours, theirs := newSide(b), newSide(b)
 	theirs.exec(b, "ALTER TABLE "+theirs.schema+".outbox_messages ADD COLUMN status text NOT NULL DEFAULT 'pending'")
 	theirs.exec(b, "CREATE INDEX ON "+theirs.schema+".outbox_messages (id) WHERE status = 'pending'")
-	abtest.Compare(b, n, func(b *testing.B) time.Duration {
+	abtest.Compare(b, n, 8, func(b *testing.B) time.Duration {
 		ours.fill(b, n)
 		return ours.drain(b, n)
 	}, func(b *testing.B) time.Duration {
@@ -142,7 +142,7 @@ func BenchmarkDrain_WhileATransactionIsHeld(b *testing.B) {
 			}
 			_, err = tx.Exec(b.Context(), statement)
 			require.NoError(b, err)
-			abtest.Compare(b, n, func(b *testing.B) time.Duration {
+			abtest.Compare(b, n, 0.9, func(b *testing.B) time.Duration {
 				held.fill(b, n)
 				return held.drain(b, n)
 			}, func(b *testing.B) time.Duration {
@@ -157,7 +157,7 @@ func BenchmarkDrain_WhileATransactionIsHeld(b *testing.B) {
 func BenchmarkDrain_OfFiveMillion_AgainstAHundredThousand(b *testing.B) {
 	const many, few = 5_000_000, 100_000
 	s := newSide(b)
-	abtest.Compare(b, many, func(b *testing.B) time.Duration {
+	abtest.Compare(b, many, 0.9, func(b *testing.B) time.Duration {
 		s.fill(b, many)
 		return s.drain(b, many)
 	}, func(b *testing.B) time.Duration {
@@ -174,7 +174,7 @@ func BenchmarkDrain_BesideATenMillionRowArchive(b *testing.B) {
 		INSERT INTO `+with.schema+`.outbox_archive
 		SELECT i, 'uuid-' || i, 'topic', 'key', 'payload', '{}', 0, NULL, '', now(), 'processed', now()
 		FROM generate_series(1, $1::int) i`, archived)
-	abtest.Compare(b, n, func(b *testing.B) time.Duration {
+	abtest.Compare(b, n, 0.9, func(b *testing.B) time.Duration {
 		with.fill(b, n)
 		return with.drain(b, n)
 	}, func(b *testing.B) time.Duration {
@@ -218,7 +218,7 @@ func BenchmarkPublish_AgainstAnInsertByHand(b *testing.B) {
 	s.exec(b, "CREATE TABLE "+s.schema+".business (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, value text)")
 	for _, clients := range []int{1, 32} {
 		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) {
-			abtest.Compare(b, n, func(b *testing.B) time.Duration {
+			abtest.Compare(b, n, 0.8, func(b *testing.B) time.Duration {
 				return s.transactions(b, clients, n, s.publish)
 			}, func(b *testing.B) time.Duration {
 				return s.transactions(b, clients, n, s.insertByHand)
@@ -234,7 +234,7 @@ func BenchmarkPublish_WithWakeUps_AgainstWithout(b *testing.B) {
 	for _, s := range []*side{with, without} {
 		s.exec(b, "CREATE TABLE "+s.schema+".business (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, value text)")
 	}
-	abtest.Compare(b, n, func(b *testing.B) time.Duration {
+	abtest.Compare(b, n, 0.95, func(b *testing.B) time.Duration {
 		return with.transactions(b, clients, n, with.publish)
 	}, func(b *testing.B) time.Duration {
 		return without.transactions(b, clients, n, without.publish)
