@@ -49,6 +49,18 @@ bench: services ## Compare with the same work written by hand, in turns
 	go test -run '^$$' -bench 'Publish|Deduplicator' -benchtime 200x .
 	go test -run '^$$' -bench OfAMillion -benchtime 3x .
 
+# Once each where preparing takes most of the time, and where what has been drained before would make a difference. It
+# takes a few GB of disk.
+BENCH_POSTGRES := go test -run '^$$' -timeout 30m ./store/pgxstore
+
+.PHONY: bench-postgres
+bench-postgres: services ## Compare on PostgreSQL, and measure latencies: ten minutes or more
+	$(BENCH_POSTGRES) -benchtime 5x -bench 'Drain_AgainstClaimingByUpdate|WAL|Publish|Instances'
+	$(BENCH_POSTGRES) -benchtime 1x -bench 'Drain_WhileATransactionIsHeld|Drain_OfFiveMillion'
+	$(BENCH_POSTGRES) -benchtime 3x -bench 'Drain_BesideATenMillionRowArchive|Latency_AtFiveHundred'
+	$(BENCH_POSTGRES) -benchtime 2x -bench Latency_WhileAHundredWritersAreHeld
+	$(BENCH_POSTGRES) -benchtime 10x -bench Latency_OfTheFirstMessageAfterSilence
+
 .PHONY: quickstart
 quickstart: ## Run the example that shows everything
 	go run ./examples/quickstart

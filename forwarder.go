@@ -241,13 +241,16 @@ func (f *Forwarder) log(event Event) {
 	case OutageEndedEvent:
 		logger.Info("The outage of a topic is over", watermill.LogFields{"topic": e.Topic, "after": e.Duration})
 	case LeaseGainedEvent:
-		logger.Info("This instance relays", watermill.LogFields{"slots": e.Slots})
+		logger.Info("This instance relays", watermill.LogFields{"slots": len(e.Slots)})
 	case LeaseLostEvent:
-		fields := watermill.LogFields{"slots": e.Slots}
+		fields := watermill.LogFields{"slots": len(e.Slots)}
 		if e.Err != nil {
 			fields["err"] = e.Err
 		}
 		logger.Info("This instance no longer relays", fields)
+	case MissedEvent:
+		logger.Error("A message was missed, and is read now; was it inserted or changed by hand?", nil,
+			watermill.LogFields{"outbox_id": e.ID})
 	}
 }
 

@@ -93,6 +93,12 @@ type (
 		Err   error
 	}
 
+	// MissedEvent is sent when the store has found a message that its reads had passed by, which it now goes back to. Somebody
+	// has inserted it under an old id, or has taken its delay away; if nobody has, it is a defect of the store.
+	MissedEvent struct {
+		ID string // of the first that was found; there may be more
+	}
+
 	// DeduplicatedEvent is sent by a [Deduplicator] for a redelivered message that was handled before.
 	DeduplicatedEvent struct {
 		Group     string // as recorded: the group of the Deduplicator, a slash, and the handler's name
@@ -111,6 +117,7 @@ func (OutageBegunEvent) isEvent()  {}
 func (OutageEndedEvent) isEvent()  {}
 func (LeaseGainedEvent) isEvent()  {}
 func (LeaseLostEvent) isEvent()    {}
+func (MissedEvent) isEvent()       {}
 func (DeduplicatedEvent) isEvent() {}
 
 // tell tells o of event. Metrics must not stop messages, so a panic is logged.

@@ -110,6 +110,13 @@ type Notifier interface {
 	Notify(ctx context.Context, wake func()) error
 }
 
+// Leader is a [LeasedStore] that several instances share. What one of them is to do for all, which is the deletion of old
+// messages, is done by the one that leads.
+type Leader interface {
+	// Leads tells whether this instance leads. It does not block.
+	Leads() bool
+}
+
 // SchemaChecker is a [Store] that can tell whether its tables are there.
 type SchemaChecker interface {
 	// CheckSchema returns an error that wraps [ErrNotMigrated] if a table or a column is missing.

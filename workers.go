@@ -156,14 +156,14 @@ func (r *relay) notify() {
 	}
 }
 
-// cleanUp deletes archived messages past their retention, on the instance that relays.
+// cleanUp deletes archived messages past their retention, on one of the instances that relay.
 func (r *relay) cleanUp() {
 	if r.cfg.Retention <= 0 {
 		return
 	}
 	for {
 		next := min(r.cfg.CleanupInterval, time.Second) // until it is known who relays
-		if r.f.leading.Load() {
+		if r.leads() {
 			next = r.cfg.CleanupInterval
 			n, err := r.store.DeleteProcessedBefore(r.fetchCtx, time.Now().Add(-r.cfg.Retention))
 			if err != nil && r.fetchCtx.Err() == nil {
@@ -178,4 +178,9 @@ func (r *relay) cleanUp() {
 		case <-time.After(next):
 		}
 	}
+}
+
+func (r *relay) leads() bool {
+	leader, ok := r.store.(Leader)
+	return r.f.leading.Load() && (!ok || leader.Leads())
 }

@@ -43,9 +43,9 @@ var roles = []struct {
 		runs: []string{
 			"check", "check_sequence('SCHEMA.outbox_messages')", "holders", "relay_beat('a', 1)", "relays_live", "slots_list",
 			"slots_take('a', 1, '{1}')", "slots_renew('a', 1, '{1}')", "slots_give('a', '{1}')", "slots_leave('a')", "relay_leave('a')",
-			"read(0, 1, 1, '{1}')", "read_runs('{1}', '{1}', 1, '{1}')", "read_ids('{1}', 1, '{1}')", "sweep(0, 1, 1)",
-			"read_due('-infinity', 0, now(), 1, 1, '{1}')", "archive('{1}', '{u}', '{failed}', '{1}', '{e}')",
-			"retry('{1}', '{u}', '{1}', '{1}', '{e}')", "delete('{1}', '{u}')", "archive_purge('-infinity', 1)",
+			"read(0, 1, 1, 1)", "read_runs('{1}', '{1}', 1, 1)", "read_ids('{1}', 1, 1)", "sweep(0, 1, 1)",
+			"read_due('-infinity', 0, now(), 1, 1, 1)", "archive('{1}', '{u}', '{failed}', '{1}', '{e}')",
+			"retry('{1}', '{u}', '{1}', '{1}', '{e}')", "delete('{1}', '{u}')", "archive_purge('-infinity', 1, '-infinity')",
 			"failed_list(0, 1)", "failed_count", "failed_requeue('{1}')", "failed_delete('{1}')", "stats", "stats_topics",
 		},
 	},
@@ -55,7 +55,7 @@ var roles = []struct {
 			"SELECT ON outbox_processed", "INSERT ON outbox_processed", "DELETE ON outbox_processed",
 			"UPDATE ON outbox_processed", // to lock what is purged
 		},
-		runs: []string{"processed_get('g', 'm')", "processed_mark('g', 'm', NULL)", "processed_purge('-infinity', 1)"},
+		runs: []string{"processed_get('g', 'm')", "processed_mark('g', 'm', NULL)", "processed_purge('-infinity', 1, '-infinity')"},
 	},
 }
 

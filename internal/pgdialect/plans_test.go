@@ -40,15 +40,15 @@ var paths = []struct {
 }{
 	{"insert", []string{"'u'", "'t'", "'k'", "''", "'{}'", "NULL"}, nil},
 	{"insert_many", []string{uuids, uuids, uuids, "'{}'", uuids, uuids}, nil},
-	{"read", []string{"1000", "9223372036854775807", "1000", "'{1,2,3}'"}, []string{inOrder + byID}},
-	{"read_runs", []string{ids, ids, "1000", "'{1,2,3}'"}, []string{inOrder + byID}},
-	{"read_ids", []string{ids, "1000", "'{1,2,3}'"}, []string{byID}},
-	{"read_due", []string{"'-infinity'", "0", "now()", "9223372036854775807", "1000", "'{1,2,3}'"}, []string{byDue}},
+	{"read", []string{"1000", "9223372036854775807", "1000", "7"}, []string{inOrder + byID}},
+	{"read_runs", []string{ids, ids, "1000", "7"}, []string{inOrder + byID}},
+	{"read_ids", []string{ids, "1000", "7"}, []string{byID}},
+	{"read_due", []string{"'-infinity'", "0", "now()", "9223372036854775807", "1000", "7"}, []string{inOrder + byDue}},
 	{"sweep", []string{"1000", "9223372036854775807", "5000"}, []string{inOrder + byID}},
 	{"delete", []string{ids, uuids}, []string{byID}},
 	{"retry", []string{ids, uuids, ids, ids, uuids}, []string{byID}},
 	{"archive", []string{ids, uuids, uuids, ids, uuids}, []string{byID}},
-	{"archive_purge", []string{"now()", "1000"}, []string{"outbox_archive_processed_idx", "Tid Scan of outbox_archive"}},
+	{"archive_purge", []string{"now()", "1000", "'-infinity'"}, []string{"outbox_archive_processed_idx", "Tid Scan of outbox_archive"}},
 	{"failed_list", []string{"1000", "1000"}, []string{failed}},
 	{"failed_requeue", []string{ids}, []string{failed, archive}},
 	{"failed_delete", []string{ids}, []string{failed, archive}},
@@ -57,7 +57,7 @@ var paths = []struct {
 	{"stats_topics", nil, []string{byID, sample}},
 	{"processed_mark", []string{"'g'", "'m'", "NULL"}, nil},
 	{"processed_get", []string{"'g'", "'m'"}, []string{"outbox_processed_pkey"}},
-	{"processed_purge", []string{"now()", "1000"}, []string{"outbox_processed_at_idx", "Tid Scan of outbox_processed"}},
+	{"processed_purge", []string{"now()", "1000", "'-infinity'"}, []string{"outbox_processed_at_idx", "Tid Scan of outbox_processed"}},
 }
 
 var ids, uuids = func() (string, string) {
@@ -178,6 +178,8 @@ func (p plan) paths() (all []string) {
 	}
 	of := map[string]bool{"outbox_messages": true, "outbox_archive": true, "outbox_processed": true}
 	switch {
+	case strings.HasPrefix(p.Type, "Gather"):
+		return append(all, "parallel workers")
 	case p.Type == "Sort" && p.Rows > batchSize:
 		return append(all, fmt.Sprintf("Sort of %.0f rows", p.Rows))
 	case !strings.HasSuffix(p.Type, "Scan") || !of[p.Table]:

@@ -42,9 +42,6 @@ func (e *Engine) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Messa
 	if limit <= 0 {
 		return nil, nil
 	}
-	if err := e.sweep(ctx); err != nil {
-		return nil, e.fail("look for messages that were missed", err)
-	}
 	for reads := 0; ctx.Err() == nil; reads++ { // until there is something, or nothing left to read
 		e.mu.Lock()
 		ready, sated := e.queue.Ready(e.tick()), e.queue.Sated()

@@ -22,6 +22,13 @@ type Conn interface {
 	Query(ctx context.Context, query string, args []any, each func(Scanner) (bool, error)) error
 }
 
+// Query is what Conn.Query takes.
+type Query struct {
+	SQL  string
+	Args []any
+	Each func(Scanner) (bool, error)
+}
+
 // Tx is a transaction of the engine's own.
 type Tx interface {
 	Conn
@@ -36,8 +43,9 @@ type DB interface {
 	Conn
 	// Begin begins a transaction that a cancelled ctx does not end.
 	Begin(ctx context.Context) (Tx, error)
-	// Snapshot calls fn with a Conn whose statements all see the same, where anything can come late.
-	Snapshot(ctx context.Context, fn func(Conn) error) error
+	// Snapshot runs the queries of first, and those that second then returns. Where anything can come late, all of them see
+	// the same.
+	Snapshot(ctx context.Context, first []Query, second func() ([]Query, error)) error
 	// AsTx returns a user's transaction as a Conn, or an error that wraps outbox.ErrInvalidTx.
 	AsTx(tx any) (Conn, error)
 	// IsHandle tells whether v is the handle that this DB was made from.
@@ -110,18 +118,34 @@ func (d *SQLDB) Query(ctx context.Context, query string, args []any, each func(S
 }
 
 // Snapshot implements DB.
-func (d *SQLDB) Snapshot(ctx context.Context, fn func(Conn) error) error {
+func (d *SQLDB) Snapshot(ctx context.Context, first []Query, second func() ([]Query, error)) error {
 	if d.embedded { // there is one writer, so nothing comes late
-		return fn(d)
+		return run(ctx, d, first, second)
 	}
 	tx, err := d.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err != nil {
 		return err
 	}
-	if err := fn(sqlConn{tx}); err != nil {
+	if err := run(ctx, sqlConn{tx}, first, second); err != nil {
 		return errors.Join(err, tx.Rollback())
 	}
 	return tx.Commit()
+}
+
+func run(ctx context.Context, conn Conn, first []Query, second func() ([]Query, error)) error {
+	for _, q := range first {
+		if err := conn.Query(ctx, q.SQL, q.Args, q.Each); err != nil {
+			return err
+		}
+	}
+	if second == nil {
+		return nil
+	}
+	then, err := second()
+	if err != nil {
+		return err
+	}
+	return run(ctx, conn, then, nil)
 }
 
 // Close implements DB.

@@ -42,8 +42,8 @@ type Dialect struct {
 	Arrays bool
 	// Channel is where an INSERT notifies relays that listen, by pg_notify; empty for none.
 	Channel string
-	// Slots is how many there are. With more than one, reads take the slots of this instance as their last argument, and
-	// give no payload of others.
+	// Slots is how many there are, up to 64. With more than one, reads take the slots of this instance as their last argument,
+	// as the bits of an integer, and give no payload of others.
 	Slots int
 }
 

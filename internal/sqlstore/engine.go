@@ -72,8 +72,6 @@ type Engine struct {
 	server      server    // that was last read from
 	looked      time.Time // when that was
 	notBefore   time.Time // when slots may be taken again
-	swept       int64     // the sweep under way has looked at all rows up to it
-	nextSweep   time.Time
 
 	sweepFinds atomic.Int64 // how often a sweep has found something
 
@@ -93,6 +91,7 @@ type Engine struct {
 	begun    time.Time    // what claim.Queue counts time from
 	notified atomic.Int64 // when the last wake-up was sent, on the same scale
 	beats    sync.WaitGroup
+	sweeps   sync.WaitGroup
 }
 
 type dueCursor struct {
@@ -135,7 +134,7 @@ func (e *Engine) forget() {
 	e.orphans = map[string]*outbox.Message{}
 	e.leases = map[int]time.Time{}
 	e.reader.Reset()
-	e.due, e.nextDue, e.swept = dueCursor{}, time.Time{}, 0
+	e.due, e.nextDue = dueCursor{}, time.Time{}
 }
 
 // instanceName is unique per Engine; host and pid are for people who look into the table.

@@ -18,9 +18,20 @@ func (e *Engine) DeleteProcessedBefore(ctx context.Context, t time.Time) (int64,
 }
 
 func (e *Engine) purge(ctx context.Context, conn Conn, query string, t time.Time) (int64, error) {
-	total := int64(0)
+	total, last := int64(0), time.Unix(0, 0)
 	for {
-		n, err := conn.Exec(ctx, e.sql[query], e.dialect.Time.ToColumn(t), purgeChunk)
+		n, toColumn := int64(0), e.dialect.Time.ToColumn
+		err := conn.Query(ctx, e.sql[query], []any{toColumn(t), purgeChunk, toColumn(last)}, func(s Scanner) (bool, error) {
+			var processed any
+			if err := s.Scan(&processed); err != nil {
+				return false, err
+			}
+			if at, err := e.timeFrom(processed); err == nil && at.After(last) {
+				last = at
+			}
+			n++
+			return true, nil
+		})
 		total += n
 		if err != nil || n < purgeChunk {
 			return total, e.fail("purge", err)
@@ -134,11 +145,7 @@ func (e *Engine) Pending(ctx context.Context, tx any, limit int) ([]outbox.Messa
 	}
 	args := []any{0, int64(math.MaxInt64), limit}
 	if e.dialect.Slots > 1 {
-		all := make([]int64, e.dialect.Slots)
-		for i := range all {
-			all[i] = int64(i)
-		}
-		args = append(args, e.dialect.Batch(all)...)
+		args = append(args, int64(-1)) // of all
 	}
 	var msgs []outbox.Message
 	err = conn.Query(ctx, e.sql["read"], args, func(s Scanner) (bool, error) {

@@ -184,14 +184,15 @@ func (e *Engine) slots(ctx context.Context, query string, args ...any) ([]int, e
 	return slots, err
 }
 
-// startBeat starts the goroutine that renews the leases; it ends with Release without ids, or Close. The caller holds
-// mu.
+// startBeat starts the goroutines that renew the leases and sweep; they end with Release without ids, or Close. The caller
+// holds mu.
 func (e *Engine) startBeat() {
 	if e.stopBeat != nil || e.closed {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	e.stopBeat = cancel
+	e.sweeps.Go(func() { e.sweepOn(ctx) })
 	e.beats.Go(func() {
 		ticker := time.NewTicker(e.ttl / 3)
 		defer ticker.Stop()
@@ -288,6 +289,13 @@ func (e *Engine) Owned(id string) bool {
 	return m != nil && e.leases[slot].After(time.Now())
 }
 
+// Leads implements outbox.Leader: it is who has the first slot.
+func (e *Engine) Leads() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.leases[0].After(time.Now())
+}
+
 // Release implements outbox.LeasedStore.
 func (e *Engine) Release(ctx context.Context, ids ...string) error {
 	if len(ids) == 0 {
@@ -306,6 +314,7 @@ func (e *Engine) Release(ctx context.Context, ids ...string) error {
 
 func (e *Engine) releaseAll(ctx context.Context) error {
 	defer e.tellAll()
+	defer e.sweeps.Wait() // without the locks
 	e.claimMu.Lock()
 	defer e.claimMu.Unlock()
 	e.mu.Lock()

@@ -106,6 +106,7 @@ var _ interface {
 	outbox.LeasedStore
 	outbox.Transactor
 	outbox.TopicPauser
+	outbox.Leader
 	outbox.SchemaChecker
 	outbox.Inspector
 	outbox.StatsReporter

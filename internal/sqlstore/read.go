@@ -39,11 +39,10 @@ type page struct {
 	cut  bool // there may be more
 }
 
-// read runs a read statement for up to limit rows of up to maxBytes, or one that is larger.
-func (e *Engine) read(ctx context.Context, conn Conn, query string, limit, maxBytes int, args ...any) (page, error) {
-	var p page
+// pageQuery returns a read statement that fills p with up to limit rows of up to maxBytes, or one that is larger.
+func (e *Engine) pageQuery(p *page, query string, limit, maxBytes int, args ...any) Query {
 	bytes := 0
-	err := conn.Query(ctx, e.sql[query], e.readArgs(append(args, limit)), func(s Scanner) (bool, error) {
+	return Query{SQL: e.sql[query], Args: e.readArgs(append(args, limit)), Each: func(s Scanner) (bool, error) {
 		r := &row{}
 		if err := r.scan(s); err != nil {
 			return false, err
@@ -53,25 +52,31 @@ func (e *Engine) read(ctx context.Context, conn Conn, query string, limit, maxBy
 		r.msg.ID = withHistory(r.msg.ID, e.history)
 		p.rows = append(p.rows, r)
 		bytes += r.size
-		p.cut = bytes > maxBytes
+		p.cut = bytes > maxBytes || len(p.rows) == limit
 		return !p.cut, nil
-	})
-	p.cut = p.cut || len(p.rows) == limit
+	}}
+}
+
+// read runs a read statement by itself.
+func (e *Engine) read(ctx context.Context, query string, limit, maxBytes int, args ...any) (page, error) {
+	var p page
+	q := e.pageQuery(&p, query, limit, maxBytes, args...)
+	err := e.db.Query(ctx, q.SQL, q.Args, q.Each)
 	return p, err
 }
 
-// readArgs appends the slots whose payloads are wanted, where there are several.
+// readArgs appends the slots whose payloads are wanted, where there are several: a bit for each.
 func (e *Engine) readArgs(args []any) []any {
 	if e.dialect.Slots <= 1 {
 		return args
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	slots := make([]int64, 0, len(e.leases))
+	var slots int64
 	for slot := range e.leases {
-		slots = append(slots, int64(slot))
+		slots |= 1 << slot
 	}
-	return append(args, e.dialect.Batch(slots)...)
+	return append(args, slots)
 }
 
 // readOn reads the rows behind the cursor, unless hot is false, and those that have come late before it.
@@ -98,11 +103,9 @@ func (e *Engine) fetch(ctx context.Context, n, maxBytes int, hot bool) (more boo
 	}
 	var shown, catchUp page
 	now := e.passedNow()
-	err = e.reading(func() error {
-		return e.db.Snapshot(ctx, func(conn Conn) (err error) {
-			shown, catchUp, err = e.readSnapshot(ctx, conn, fetch, n, maxBytes, hot)
-			return err
-		})
+	err = e.reading(func() (err error) {
+		shown, catchUp, err = e.readSnapshot(ctx, fetch, n, maxBytes, hot)
+		return err
 	}, func() {
 		caughtUp := fetch.CatchUp.To
 		if catchUp.cut {
@@ -140,44 +143,48 @@ func (e *Engine) enter(r *row, now time.Time) {
 
 // readSnapshot makes the reads of one fetch, all in one snapshot. shown is one prefix of what they show, by id.
 func (e *Engine) readSnapshot(
-	ctx context.Context, conn Conn, fetch *scan.Fetch, n, maxBytes int, hot bool,
+	ctx context.Context, fetch *scan.Fetch, n, maxBytes int, hot bool,
 ) (shown, catchUp page, err error) {
-	if shown, err = e.readRuns(ctx, conn, fetch.Again, n, maxBytes); err != nil {
-		return shown, catchUp, err
-	}
+	var again, next, missed page
+	var seen sight
+	first := e.readRuns(&again, fetch.Again, n, maxBytes)
 	if fetch.CatchUp.From <= fetch.CatchUp.To {
-		catchUp, err = e.read(ctx, conn, "read", n, maxBytes, fetch.CatchUp.From-1, fetch.CatchUp.To)
-		if err != nil {
-			return shown, catchUp, err
-		}
+		first = append(first, e.pageQuery(&catchUp, "read", n, maxBytes, fetch.CatchUp.From-1, fetch.CatchUp.To))
 	}
 	if hot {
-		next, err := e.read(ctx, conn, "read", n, maxBytes, fetch.After, int64(math.MaxInt64))
-		if err != nil {
-			return shown, catchUp, err
+		first = append(first, e.pageQuery(&next, "read", n, maxBytes, fetch.After, int64(math.MaxInt64)))
+	}
+	waits := e.dialect.Late && !fetch.Quiet()
+	if waits { // for what the reads do not show, and who has ended tells whether to read more
+		first = append(first, e.look(&seen))
+	}
+	err = e.db.Snapshot(ctx, first, func() ([]Query, error) {
+		shown = merge(again, next, maxBytes)
+		if waits {
+			runs, err := e.listed(fetch, seen)
+			return e.readRuns(&missed, runs, n, maxBytes), err
 		}
-		shown = merge(shown, next, maxBytes)
+		if e.dialect.Late && (len(shown.rows) > 0 || e.mustLook()) {
+			return []Query{e.look(&seen)}, nil
+		}
+		return nil, nil
+	})
+	if err == nil && !waits && seen.server != (server{}) {
+		_, err = e.listed(fetch, seen)
 	}
-	if !e.dialect.Late || (fetch.Quiet() && len(shown.rows) == 0 && !e.mustLook()) {
-		return shown, catchUp, nil
-	}
-	holders, lastValue, err := e.holders(ctx, conn)
-	if err != nil {
-		return shown, catchUp, err
-	}
-	missed, err := e.readRuns(ctx, conn, fetch.Listed(holders, lastValue), n, maxBytes)
 	return merge(missed, shown, maxBytes), catchUp, err
 }
 
-func (e *Engine) readRuns(ctx context.Context, conn Conn, runs []scan.Run, n, maxBytes int) (page, error) {
+// readRuns returns the query for runs, or none if there are none.
+func (e *Engine) readRuns(p *page, runs []scan.Run, n, maxBytes int) []Query {
 	if len(runs) == 0 {
-		return page{}, nil
+		return nil
 	}
 	from, to := make([]int64, len(runs)), make([]int64, len(runs))
 	for i, run := range runs {
 		from[i], to[i] = run.From, run.To
 	}
-	return e.read(ctx, conn, "read_runs", n, maxBytes, e.dialect.Batch(from, to)...)
+	return []Query{e.pageQuery(p, "read_runs", n, maxBytes, e.dialect.Batch(from, to)...)}
 }
 
 // merge puts two pages together, by id, as far as both are whole and maxBytes goes. Where a is cut, b may be cut, too.
@@ -225,9 +232,9 @@ func (e *Engine) readDue(ctx context.Context, n, maxBytes int) (more bool, err e
 		e.due = dueCursor{at: now}
 	}
 	var shown page
-	last, toColumn := e.due, e.dialect.Time.ToColumn
+	last, toColumn, cursor := e.due, e.dialect.Time.ToColumn, e.reader.Cursor()
 	err = e.reading(func() (err error) {
-		shown, err = e.read(ctx, e.db, "read_due", n, maxBytes, toColumn(e.due.at), e.due.id, toColumn(now), e.reader.Cursor())
+		shown, err = e.read(ctx, "read_due", n, maxBytes, toColumn(e.due.at), e.due.id, toColumn(now), cursor)
 		return err
 	}, func() {
 		for _, r := range shown.rows {
@@ -236,7 +243,9 @@ func (e *Engine) readDue(ctx context.Context, n, maxBytes int) (more bool, err e
 				at = last.at // a damaged time, which sorts as it does; the message will tell
 			}
 			last = dueCursor{at: at, id: r.id}
-			e.enter(r, time.Time{})
+			if r.id <= cursor && r.msg.Retries == 0 { // others are read by id, when they are not yet known
+				e.enter(r, time.Time{})
+			}
 		}
 	})
 	if err != nil {
@@ -265,7 +274,7 @@ func (e *Engine) rowFor(r *row, now time.Time) (known claim.Row, ok bool) {
 
 // load reads messages by id whose payload is not in memory, as far as maxBytes goes.
 func (e *Engine) load(ctx context.Context, ids []int64, maxBytes int) error {
-	shown, err := e.read(ctx, e.db, "read_ids", len(ids), maxBytes, e.dialect.Batch(ids)...)
+	shown, err := e.read(ctx, "read_ids", len(ids), maxBytes, e.dialect.Batch(ids)...)
 	if err != nil {
 		return err
 	}

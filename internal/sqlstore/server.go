@@ -32,43 +32,42 @@ var (
 	errStandby = errors.New("the server is a standby: connect to the primary (target_session_attrs=read-write)")
 )
 
-// holders returns the transactions that may still commit ids below the last value of the sequence, and that. It returns an
-// error if the server is not the one that this instance has read from.
-func (e *Engine) holders(ctx context.Context, conn Conn) (list []scan.Holder, lastValue int64, err error) {
-	list, now, err := e.look(ctx, conn)
-	if err != nil {
-		return nil, 0, err
-	}
-	known := e.server
-	e.server, e.looked = now, time.Now()
-	switch {
-	case known == server{}:
-	case now.history != known.history || now.lastValue < known.lastValue:
-		return nil, 0, errOtherHistory
-	case now.started != known.started:
-		return nil, 0, errRestarted
-	}
-	return list, now.lastValue, nil
+// sight is what one look at the server has shown.
+type sight struct {
+	server  server
+	holders []scan.Holder // the transactions that may still commit ids below the last value of the sequence
+	standby bool
 }
 
-// look returns the holders, and what server this is.
-func (e *Engine) look(ctx context.Context, conn Conn) (list []scan.Holder, now server, err error) {
-	var standby bool
-	err = conn.Query(ctx, e.sql["holders"], nil, func(s Scanner) (bool, error) {
+// look returns the query that fills s.
+func (e *Engine) look(s *sight) Query {
+	return Query{SQL: e.sql["holders"], Each: func(row Scanner) (bool, error) {
 		var id *string
 		var prepared *bool
-		if err := s.Scan(&now.lastValue, &id, &prepared, &now.history, &now.started, &standby); err != nil {
-			return false, err
+		err := row.Scan(&s.server.lastValue, &id, &prepared, &s.server.history, &s.server.started, &s.standby)
+		if err == nil && id != nil {
+			s.holders = append(s.holders, scan.Holder{ID: *id, Prepared: *prepared})
 		}
-		if id != nil {
-			list = append(list, scan.Holder{ID: *id, Prepared: *prepared})
-		}
-		return true, nil
-	})
-	if err == nil && standby {
-		err = errStandby
+		return true, err
+	}}
+}
+
+// listed tells fetch who holds the sequence, and returns what it must read, too. It returns an error if the server is not
+// the one that this instance has read from.
+func (e *Engine) listed(fetch *scan.Fetch, now sight) ([]scan.Run, error) {
+	if now.standby {
+		return nil, errStandby
 	}
-	return list, now, err
+	known := e.server
+	e.server, e.looked = now.server, time.Now()
+	switch {
+	case known == server{}:
+	case now.server.history != known.history || now.server.lastValue < known.lastValue:
+		return nil, errOtherHistory
+	case now.server.started != known.started:
+		return nil, errRestarted
+	}
+	return fetch.Listed(now.holders, now.server.lastValue), nil
 }
 
 // mustLook tells that it is time to look whether the server is still the same.
@@ -83,8 +82,10 @@ func (e *Engine) refuseStandby(ctx context.Context, err error) error {
 	if !e.dialect.Late || !errors.As(err, &withState) || withState.SQLState() != readOnly {
 		return err
 	}
-	if _, _, cause := e.look(ctx, e.db); errors.Is(cause, errStandby) {
-		return e.fail("take slots", cause)
+	var now sight
+	q := e.look(&now)
+	if e.db.Query(ctx, q.SQL, q.Args, q.Each) == nil && now.standby {
+		return e.fail("take slots", errStandby)
 	}
 	return err
 }

@@ -2,43 +2,82 @@ package sqlstore
 
 import (
 	"context"
+	"slices"
+	"strconv"
 	"time"
 
+	"github.com/watermill-outbox/outbox"
 	"github.com/watermill-outbox/outbox/internal/claim"
 )
 
 const (
 	// DefaultSweepInterval is how often the table is searched for rows that the reads have missed.
 	DefaultSweepInterval = 30 * time.Second
-	// sweepRows is how many rows one Claim looks at; it reads no payloads.
+	// sweepRows is how many rows are looked at in one read, without payloads.
 	sweepRows = 5000
 )
 
-// sweep is the net below the reads: it looks, a chunk at a time, for rows up to the cursor that nobody knows of, and has
-// the reads go back to the first. Somebody inserted them under old ids, took their delay away, or reset the sequence.
-// The caller holds claimMu.
-func (e *Engine) sweep(ctx context.Context) error {
-	if time.Now().Before(e.nextSweep) {
-		return nil
+// sweepOn is the net below the reads: again and again it looks for rows up to the cursor that nobody knows of, and has the
+// reads go back to the first. Somebody inserted them under old ids, or took their delay away. It is a goroutine of its own,
+// because what is left of deleted rows may make it slow.
+func (e *Engine) sweepOn(ctx context.Context) {
+	ticker := time.NewTicker(e.sweepInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			for after, more := int64(0), true; more; {
+				after, more = e.sweep(ctx, after)
+			}
+			e.tellAll()
+		}
 	}
-	var known outline
-	return e.reading(func() (err error) {
-		known, err = e.outline(ctx, e.swept, e.reader.Cursor(), sweepRows, e.dueBefore())
+}
+
+// sweep looks at a chunk of rows above after.
+func (e *Engine) sweep(ctx context.Context, after int64) (last int64, more bool) {
+	known, err := e.sweepRead(ctx, after)
+	if err != nil {
+		return 0, false // the next one comes in any case
+	}
+	e.claimMu.Lock()
+	defer e.claimMu.Unlock()
+	e.mu.Lock()
+	at := slices.IndexFunc(known.rows, e.missed)
+	e.mu.Unlock()
+	if at < 0 {
+		return known.last, known.cut
+	}
+	found := false // that one may have been settled since: it is looked at again while nothing settled is forgotten
+	err = e.reading(func() (err error) {
+		known, err = e.outline(ctx, known.rows[at].ID-1, e.reader.Cursor(), sweepRows, e.dueBefore())
 		return err
 	}, func() {
-		e.swept = known.last
-		if !known.cut {
-			e.swept, e.nextSweep = 0, time.Now().Add(e.sweepInterval)
+		if at = slices.IndexFunc(known.rows, e.missed); at < 0 {
+			return
 		}
-		for _, r := range known.rows {
-			if _, held := e.leases[r.Slot]; held && e.queue.Misses(r) && !e.reader.Expects(r.Slot, r.ID) {
-				e.sweepFinds.Add(1)
-				e.reader.Back(r.ID - 1)
-				e.swept, e.nextSweep = 0, time.Now().Add(e.sweepInterval)
-				return
-			}
-		}
+		found = true
+		id := known.rows[at].ID
+		e.sweepFinds.Add(1)
+		e.reader.Back(id - 1)
+		e.events = append(e.events, outbox.MissedEvent{ID: withHistory(strconv.FormatInt(id, 10), e.history)})
 	})
+	return known.last, known.cut && err == nil && !found
+}
+
+func (e *Engine) sweepRead(ctx context.Context, after int64) (outline, error) {
+	e.claimMu.Lock()
+	cursor, due := e.reader.Cursor(), e.dueBefore()
+	e.claimMu.Unlock()
+	return e.outline(ctx, after, cursor, sweepRows, due)
+}
+
+// missed tells whether nobody knows of a row that this instance should have read. The caller holds both locks.
+func (e *Engine) missed(r claim.Row) bool {
+	_, held := e.leases[r.Slot]
+	return held && e.queue.Misses(r) && !e.reader.Expects(r.Slot, r.ID)
 }
 
 // SweepFinds returns how often sweeps of the store, which embeds an Engine, have found something. It is for tests: only an

@@ -2,7 +2,6 @@ package pgxstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"reflect"
 	"time"
@@ -37,6 +36,10 @@ func (c conn) Query(ctx context.Context, query string, args []any, each func(sql
 	if err != nil {
 		return err
 	}
+	return eachRow(rows, each)
+}
+
+func eachRow(rows pgx.Rows, each func(sqlstore.Scanner) (bool, error)) error {
 	defer rows.Close()
 	for rows.Next() {
 		more, err := each(rows)
@@ -66,16 +69,41 @@ func (d poolDB) Begin(ctx context.Context) (sqlstore.Tx, error) {
 	return ownTx{conn{tx}, tx}, nil
 }
 
-func (d poolDB) Snapshot(ctx context.Context, fn func(sqlstore.Conn) error) error {
-	tx, err := d.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+// Snapshot makes two round trips, whatever the number of queries.
+func (d poolDB) Snapshot(
+	ctx context.Context, first []sqlstore.Query, second func() ([]sqlstore.Query, error),
+) error {
+	conn, err := d.pool.Acquire(ctx)
 	if err != nil {
 		return err
 	}
-	own := ownTx{conn{tx}, tx}
-	if err := fn(own); err != nil {
-		return errors.Join(err, own.Rollback())
+	defer conn.Release()
+	err = pipeline(ctx, conn, "begin isolation level repeatable read read only", first, "")
+	if err == nil {
+		var then []sqlstore.Query
+		if then, err = second(); err == nil {
+			return pipeline(ctx, conn, "", then, "commit")
+		}
 	}
-	return own.Commit()
+	endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	_, _ = conn.Exec(endCtx, "rollback") // else the pool would close the connection
+	return err
+}
+
+// pipeline sends statements all at once, and then reads what they return.
+func pipeline(ctx context.Context, conn *pgxpool.Conn, begin string, queries []sqlstore.Query, end string) error {
+	batch := &pgx.Batch{}
+	if begin != "" {
+		batch.Queue(begin)
+	}
+	for _, q := range queries {
+		batch.Queue(q.SQL, q.Args...).Query(func(rows pgx.Rows) error { return eachRow(rows, q.Each) })
+	}
+	if end != "" {
+		batch.Queue(end)
+	}
+	return conn.SendBatch(ctx, batch).Close()
 }
 
 func (d poolDB) AsTx(tx any) (sqlstore.Conn, error) {

@@ -413,17 +413,31 @@ func (l shopLog) With(watermill.LogFields) watermill.LoggerAdapter { return l }
 // shopTracer counts statements.
 type shopTracer struct{ *shop }
 
-func (s shopTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, query pgx.TraceQueryStartData) context.Context {
+func (s shopTracer) count(sql string) {
 	s.change(func() {
 		s.queries++
-		if strings.Contains(query.SQL, "pg_locks") {
+		if strings.Contains(sql, "pg_locks") {
 			s.looks++
 		}
 	})
+}
+
+func (s shopTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, query pgx.TraceQueryStartData) context.Context {
+	s.count(query.SQL)
 	return ctx
 }
 
 func (s shopTracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+func (s shopTracer) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
+	return ctx
+}
+
+func (s shopTracer) TraceBatchQuery(_ context.Context, _ *pgx.Conn, query pgx.TraceBatchQueryData) {
+	s.count(query.SQL)
+}
+
+func (s shopTracer) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData) {}
 
 // awaitIdle waits until the instances, which have nothing to do, do little: at their poll interval they make about five
 // statements each.

@@ -33,7 +33,7 @@ import (
 // A transaction, where one is asked for, is a pgx.Tx, nested ones included.
 //
 // Beside the methods below it has those of the interfaces: Save, FetchPending, MarkProcessed, MarkFailed,
-// DeleteProcessedBefore; Claim, Settle, Release, Owned; RunInTx, Notify, PauseTopics, CheckSchema; ListFailed, CountFailed,
+// DeleteProcessedBefore; Claim, Settle, Release, Owned, Leads; RunInTx, Notify, PauseTopics, CheckSchema; ListFailed, CountFailed,
 // Requeue, Discard; Stats, which counts the newest 100,000 pending messages and estimates older ones.
 type Store struct {
 	*engine
@@ -47,6 +47,7 @@ var _ interface {
 	outbox.Transactor
 	outbox.Notifier
 	outbox.TopicPauser
+	outbox.Leader
 	outbox.SchemaChecker
 	outbox.Inspector
 	outbox.StatsReporter

@@ -31,7 +31,7 @@ import (
 // Rollback, such as *sqlx.Tx and bun.Tx.
 //
 // Beside the methods below it has those of the interfaces: Save, FetchPending, MarkProcessed, MarkFailed,
-// DeleteProcessedBefore; Claim, Settle, Release, Owned; RunInTx, PauseTopics, CheckSchema; ListFailed, CountFailed,
+// DeleteProcessedBefore; Claim, Settle, Release, Owned, Leads; RunInTx, PauseTopics, CheckSchema; ListFailed, CountFailed,
 // Requeue, Discard; Stats, which counts the newest 100,000 pending messages and estimates older ones.
 type Store struct {
 	*engine
@@ -43,6 +43,7 @@ var _ interface {
 	outbox.LeasedStore
 	outbox.Transactor
 	outbox.TopicPauser
+	outbox.Leader
 	outbox.SchemaChecker
 	outbox.Inspector
 	outbox.StatsReporter

@@ -42,7 +42,7 @@ import (
 // Rollback, such as *sqlx.Tx and bun.Tx.
 //
 // Beside the methods below it has those of the interfaces: Save, FetchPending, MarkProcessed, MarkFailed,
-// DeleteProcessedBefore; Claim, Settle, Release, Owned; RunInTx, Notify, PauseTopics, CheckSchema; ListFailed,
+// DeleteProcessedBefore; Claim, Settle, Release, Owned, Leads; RunInTx, Notify, PauseTopics, CheckSchema; ListFailed,
 // CountFailed, Requeue, Discard; Stats.
 type Store struct {
 	*engine
@@ -55,6 +55,7 @@ var _ interface {
 	outbox.Transactor
 	outbox.Notifier
 	outbox.TopicPauser
+	outbox.Leader
 	outbox.SchemaChecker
 	outbox.Inspector
 	outbox.StatsReporter

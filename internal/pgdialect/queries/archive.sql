@@ -6,7 +6,7 @@ SELECT m.id, m.uuid, m.topic, m.key, m.payload, m.headers, done.retries, m.avail
        done.status, clock_timestamp()
 FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::text[]) AS done (id, uuid, status, retries, last_error)
 JOIN outbox_messages m ON m.id = ANY (ARRAY[done.id]) AND m.uuid = ANY (ARRAY[done.uuid])
-WHERE $1::bigint[] IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > 0
+WHERE $1::bigint[] IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > lastval()
 ON CONFLICT (id, uuid) DO UPDATE
 SET status = excluded.status, retries = excluded.retries, last_error = excluded.last_error,
     processed_at = excluded.processed_at;

@@ -4,4 +4,4 @@
 DELETE FROM outbox_messages m
 USING unnest($1::bigint[], $2::text[]) AS done (id, uuid)
 WHERE m.id = ANY (ARRAY[done.id]) AND m.uuid = ANY (ARRAY[done.uuid]) AND
-      ($1::bigint[] IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > 0);
+      ($1::bigint[] IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > lastval());

@@ -7,4 +7,4 @@ FROM (
     ORDER BY id
     LIMIT $2::bigint
 ) failed
-WHERE $2::bigint IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > 0;
+WHERE $2::bigint IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > lastval();

@@ -9,5 +9,5 @@ FROM (
     ORDER BY id
     FOR UPDATE
 ) failed
-WHERE $1::bigint[] IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > 0
+WHERE $1::bigint[] IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > lastval()
 ORDER BY id;

@@ -4,9 +4,9 @@ SELECT id, slot,
        CASE WHEN mine THEN payload ELSE '' END, CASE WHEN mine THEN headers::text ELSE '{}' END,
        retries::bigint, available_at, CASE WHEN mine THEN last_error ELSE '' END, created_at
 FROM (
-    SELECT m.*, m.slot = ANY ($3::bigint[]) AS mine
+    SELECT m.*, $3::bigint >> m.slot & 1 = 1 AS mine
     FROM unnest($1::bigint[]) AS wanted (number)
     JOIN outbox_messages m ON m.id = ANY (ARRAY[number])
     LIMIT $2::bigint
 ) m
-WHERE $2::bigint IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > 0;
+WHERE $2::bigint IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > lastval();

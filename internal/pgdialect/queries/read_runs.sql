@@ -5,7 +5,7 @@ SELECT id, slot,
        CASE WHEN mine THEN payload ELSE '' END, CASE WHEN mine THEN headers::text ELSE '{}' END,
        retries::bigint, available_at, CASE WHEN mine THEN last_error ELSE '' END, created_at
 FROM (
-    SELECT m.*, m.slot = ANY ($4::bigint[]) AS mine
+    SELECT m.*, $4::bigint >> m.slot & 1 = 1 AS mine
     FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS runs (first, last, number)
     CROSS JOIN LATERAL (
         SELECT *
@@ -17,4 +17,4 @@ FROM (
     ORDER BY number
     LIMIT $3::bigint
 ) m
-WHERE $3::bigint IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > 0;
+WHERE $3::bigint IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > lastval();

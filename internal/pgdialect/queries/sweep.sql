@@ -8,4 +8,4 @@ FROM (
     ORDER BY id
     LIMIT $3::bigint
 ) m
-WHERE $3::bigint IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > 0;
+WHERE $3::bigint IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > lastval();
