@@ -13,6 +13,8 @@ import (
 const (
 	// minRead is the fewest rows a read asks for: the statement costs more than they.
 	minRead = 64
+	// maxForeign bounds by how much more a read asks for where other instances hold most of the slots.
+	maxForeign = 8
 	// maxReads bounds the reads of one Claim that has found something to claim.
 	maxReads = 4
 	// dueInterval is how often delayed messages are looked for, and so how late one may be.
@@ -95,9 +97,12 @@ func (e *Engine) fill(ctx context.Context, n, maxBytes int) (more bool, err erro
 	}
 	refillFrom, refill := e.queue.Refill()
 	full := (len(wanted) > 0 && e.queue.Sated()) || e.queue.Full()
+	held := max(len(e.leases), 1)
 	e.mu.Unlock()
 
-	n = max(n, minRead)
+	wanted = wanted[:min(len(wanted), e.maxRows)]
+	n = max(n, minRead) * min(max(e.dialect.Slots, 1)/held, maxForeign) // the rows of others are read, too
+	n = min(n, e.maxRows)
 	if len(wanted) > 0 {
 		if err := e.load(ctx, wanted, maxBytes); err != nil {
 			return false, e.fail("read messages by id", err)

@@ -69,6 +69,7 @@ type Engine struct {
 	reader      scan.Reader
 	due         dueCursor // all delayed rows up to it have been read
 	nextDue     time.Time // when to read on from there
+	maxRows     int       // that a read asks for: few where payloads are large, so that the database sends no more than fits
 	server      server    // that was last read from
 	looked      time.Time // when that was
 	notBefore   time.Time // when slots may be taken again
@@ -123,6 +124,7 @@ func New(self outbox.Store, db DB, dialect Dialect, opts Options) (*Engine, erro
 		tell: func(outbox.Event) {}, begun: time.Now(), sweepInterval: opts.SweepInterval,
 		reader: scan.Reader{InOrder: !dialect.Late},
 	}
+	e.maxRows = math.MaxInt32
 	e.notified.Store(math.MinInt64 / 2)
 	e.forget()
 	return e, nil

@@ -1,7 +1,6 @@
 package sqlstore
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -33,52 +32,6 @@ func (e *Engine) reading(read func() error, add func()) error {
 	return nil
 }
 
-// page is what a read has shown, ascending.
-type page struct {
-	rows []*row
-	cut  bool // there may be more
-}
-
-// pageQuery returns a read statement that fills p with up to limit rows of up to maxBytes, or one that is larger.
-func (e *Engine) pageQuery(p *page, query string, limit, maxBytes int, args ...any) Query {
-	bytes := 0
-	return Query{SQL: e.sql[query], Args: e.readArgs(append(args, limit)), Each: func(s Scanner) (bool, error) {
-		r := &row{}
-		if err := r.scan(s); err != nil {
-			return false, err
-		}
-		r.size = r.msg.Size() + len(r.headers)
-		e.complete(r, outbox.StatusProcessing)
-		r.msg.ID = withHistory(r.msg.ID, e.history)
-		p.rows = append(p.rows, r)
-		bytes += r.size
-		p.cut = bytes > maxBytes || len(p.rows) == limit
-		return !p.cut, nil
-	}}
-}
-
-// read runs a read statement by itself.
-func (e *Engine) read(ctx context.Context, query string, limit, maxBytes int, args ...any) (page, error) {
-	var p page
-	q := e.pageQuery(&p, query, limit, maxBytes, args...)
-	err := e.db.Query(ctx, q.SQL, q.Args, q.Each)
-	return p, err
-}
-
-// readArgs appends the slots whose payloads are wanted, where there are several: a bit for each.
-func (e *Engine) readArgs(args []any) []any {
-	if e.dialect.Slots <= 1 {
-		return args
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	var slots int64
-	for slot := range e.leases {
-		slots |= 1 << slot
-	}
-	return append(args, slots)
-}
-
 // readOn reads the rows behind the cursor, unless hot is false, and those that have come late before it.
 func (e *Engine) readOn(ctx context.Context, n, maxBytes int, hot bool) (more bool, err error) {
 	more, err = e.fetch(ctx, n, maxBytes, hot)
@@ -105,17 +58,14 @@ func (e *Engine) fetch(ctx context.Context, n, maxBytes int, hot bool) (more boo
 	now := e.passedNow()
 	err = e.reading(func() (err error) {
 		shown, catchUp, err = e.readSnapshot(ctx, fetch, n, maxBytes, hot)
+		e.adapt(&shown, n)
 		return err
 	}, func() {
 		caughtUp := fetch.CatchUp.To
 		if catchUp.cut {
-			caughtUp = catchUp.rows[len(catchUp.rows)-1].id
+			caughtUp = catchUp.last()
 		}
-		seen := make([]int64, len(shown.rows))
-		for i, r := range shown.rows {
-			seen[i] = r.id
-		}
-		caughtUp = fetch.Through(caughtUp, seen, shown.cut)
+		caughtUp = fetch.Through(caughtUp, shown.ids, shown.cut)
 		for _, r := range catchUp.rows {
 			if fetch.CatchesUp(r.slot) && r.id <= caughtUp {
 				e.enter(r, now)
@@ -126,7 +76,7 @@ func (e *Engine) fetch(ctx context.Context, n, maxBytes int, hot bool) (more boo
 				e.enter(r, now)
 			}
 		}
-		fetch.End(seen, shown.cut, caughtUp)
+		fetch.End(shown.ids, shown.cut, caughtUp)
 	})
 	return shown.cut || catchUp.cut, err
 }
@@ -164,7 +114,7 @@ func (e *Engine) readSnapshot(
 			runs, err := e.listed(fetch, seen)
 			return e.readRuns(&missed, runs, n, maxBytes), err
 		}
-		if e.dialect.Late && (len(shown.rows) > 0 || e.mustLook()) {
+		if e.dialect.Late && (len(shown.ids) > 0 || e.mustLook()) {
 			return []Query{e.look(&seen)}, nil
 		}
 		return nil, nil
@@ -185,28 +135,6 @@ func (e *Engine) readRuns(p *page, runs []scan.Run, n, maxBytes int) []Query {
 		from[i], to[i] = run.From, run.To
 	}
 	return []Query{e.pageQuery(p, "read_runs", n, maxBytes, e.dialect.Batch(from, to)...)}
-}
-
-// merge puts two pages together, by id, as far as both are whole and maxBytes goes. Where a is cut, b may be cut, too.
-func merge(a, b page, maxBytes int) page {
-	if len(a.rows) == 0 {
-		return b
-	}
-	rows := slices.Concat(a.rows, b.rows)
-	slices.SortFunc(rows, func(x, y *row) int { return cmp.Compare(x.id, y.id) })
-	through, cut, bytes := int64(math.MaxInt64), a.cut || b.cut, 0
-	for _, p := range []page{a, b} {
-		if p.cut {
-			through = min(through, p.rows[len(p.rows)-1].id)
-		}
-	}
-	for i, r := range rows {
-		if r.id > through || (bytes > maxBytes && i > 0) {
-			return page{rows: rows[:i], cut: true}
-		}
-		bytes += r.size
-	}
-	return page{rows: rows, cut: cut}
 }
 
 // databaseNow is the database's time, going by what it was when slots were last taken or renewed.
@@ -237,12 +165,14 @@ func (e *Engine) readDue(ctx context.Context, n, maxBytes int) (more bool, err e
 		shown, err = e.read(ctx, "read_due", n, maxBytes, toColumn(e.due.at), e.due.id, toColumn(now), cursor)
 		return err
 	}, func() {
-		for _, r := range shown.rows {
-			at, err := e.timeFrom(r.due)
+		if shown.cut {
+			at, err := e.timeFrom(shown.due)
 			if err != nil {
 				at = last.at // a damaged time, which sorts as it does; the message will tell
 			}
-			last = dueCursor{at: at, id: r.id}
+			last = dueCursor{at: at, id: shown.last()}
+		}
+		for _, r := range shown.rows {
 			if r.id <= cursor && r.msg.Retries == 0 { // others are read by id, when they are not yet known
 				e.enter(r, time.Time{})
 			}
@@ -282,7 +212,7 @@ func (e *Engine) load(ctx context.Context, ids []int64, maxBytes int) error {
 	for _, r := range shown.rows {
 		found[r.id] = &r.msg
 	}
-	whole := !shown.cut || len(shown.rows) == len(ids)
+	whole := !shown.cut || len(shown.ids) == len(ids)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, id := range ids {

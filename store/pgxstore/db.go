@@ -78,7 +78,7 @@ func (d poolDB) Snapshot(
 		return err
 	}
 	defer conn.Release()
-	err = pipeline(ctx, conn, "begin isolation level repeatable read read only", first, "")
+	err = pipeline(ctx, conn, "begin read only, isolation level repeatable read", first, "")
 	if err == nil {
 		var then []sqlstore.Query
 		if then, err = second(); err == nil {
