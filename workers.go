@@ -143,12 +143,14 @@ func (r *relay) tell(m marks) bool {
 // notify has the store wake the loop, where it can.
 func (r *relay) notify() {
 	notifier, ok := r.store.(Notifier)
+	log := r.cfg.Logger.Info
 	for ok && r.fetchCtx.Err() == nil {
 		err := notifier.Notify(r.fetchCtx, r.f.Wake)
 		if r.fetchCtx.Err() != nil {
 			return
 		}
-		r.cfg.Logger.Debug("Noticing commits failed, polling instead", watermill.LogFields{"err": err})
+		log("Noticing commits failed, polling instead", watermill.LogFields{"err": err})
+		log = r.cfg.Logger.Debug // from now on it is known
 		select {
 		case <-r.fetchCtx.Done():
 		case <-time.After(10 * time.Second):

@@ -75,6 +75,7 @@ type brokenStore struct {
 	settle    func(ctx context.Context, outcomes ...outbox.Outcome) error
 	release   func(ctx context.Context, ids ...string) error
 	owned     func(id string) bool
+	leads     func() bool
 	pause     func(topics ...string)
 	notify    func(ctx context.Context, wake func()) error
 	runInTx   func(ctx context.Context, fn func(ctx context.Context, tx any) error) error
@@ -94,6 +95,7 @@ func (s *brokenStore) Release(ctx context.Context, ids ...string) error {
 	return s.release(ctx, ids...)
 }
 func (s *brokenStore) Owned(id string) bool                          { return s.owned(id) }
+func (s *brokenStore) Leads() bool                                   { return s.leads() }
 func (s *brokenStore) PauseTopics(topics ...string)                  { s.pause(topics...) }
 func (s *brokenStore) Notify(ctx context.Context, wake func()) error { return s.notify(ctx, wake) }
 func (s *brokenStore) Close() error                                  { return s.close() }
@@ -129,7 +131,7 @@ func unbroken(s *memory.Store) (*brokenStore, *brokenProcessed) {
 	p := s.Processed()
 	processed := &brokenProcessed{Processed: p, mark: p.MarkProcessed, purge: p.PurgeProcessedBefore}
 	broken := &brokenStore{
-		Store: s, claim: s.Claim, settle: s.Settle, release: s.Release, owned: s.Owned, pause: s.PauseTopics,
+		Store: s, claim: s.Claim, settle: s.Settle, release: s.Release, owned: s.Owned, leads: s.Leads, pause: s.PauseTopics,
 		notify: s.Notify, close: s.Close, processed: processed,
 	}
 	broken.runInTx = func(ctx context.Context, fn func(ctx context.Context, tx any) error) error {

@@ -45,7 +45,7 @@ func ExampleRun() {
 				},
 			}
 		}, storetest.Features{
-			Slots: 1, Transactor: true, Notifier: true, TopicPauser: true, Inspector: true, StatsReporter: true,
+			Slots: 1, Transactor: true, Notifier: true, TopicPauser: true, Leader: true, Inspector: true, StatsReporter: true,
 			VirtualTime: true,
 		})
 	}

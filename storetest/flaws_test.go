@@ -47,6 +47,10 @@ var memoryFlaws = map[flaw]struct {
 			}
 		}),
 	},
+	"leads always": {
+		[]string{"Lease/MakesOneInstanceTheLeader"},
+		func(s *brokenStore, _ *brokenProcessed) { s.leads = func() bool { return true } },
+	},
 	"settles without errors": {
 		[]string{"Settle/CountsAFailedAttempt", "Settle/KeepsACountedWait_WhenAnotherInstanceTakesOver"},
 		breakOutcomes(func(o *outbox.Outcome) { o.Err = nil }),

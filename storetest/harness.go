@@ -93,6 +93,7 @@ type Features struct {
 	Transactor    bool
 	Notifier      bool
 	TopicPauser   bool
+	Leader        bool
 	Inspector     bool
 	StatsReporter bool
 

@@ -25,6 +25,7 @@ func leasePromises() []promise {
 		{name: "IsOwnedUntilTheClaimEnds", check: leaseIsOwned},
 		{name: "IsOwnedNoMore_WhenAnotherInstanceHasIt", check: leaseIsOwnedNoMore},
 		{name: "TellsObserversOfItsGainAndLoss", check: leaseTellsObservers},
+		{name: "MakesOneInstanceTheLeader", check: leaseMakesALeader},
 		{name: "OutlastsALongClaim", check: leaseOutlastsALongClaim},
 	}
 }
@@ -358,4 +359,29 @@ func leaseOutlastsALongClaim(e *env) {
 		require.True(e, a.Owned(m.ID), "Owned, after longer than a lease lasts without renewal")
 	}
 	e.settle(a, processed(claimed...)...)
+}
+
+// Whoever has slots when the others have none leads, and of those that share never two do.
+func leaseMakesALeader(e *env) {
+	e.needs("Features.Leader", e.features.Leader)
+	open := func() (outbox.LeasedStore, outbox.Leader) {
+		l := e.openLeased()
+		leader, ok := outbox.Store(l).(outbox.Leader)
+		require.True(e, ok, "Features.Leader is on, but a %T is no outbox.Leader", l)
+		return l, leader
+	}
+	a, ofA := open()
+	b, ofB := open()
+	require.False(e, ofA.Leads(), "an instance that has no slots leads")
+	e.claimAll(a, &leaseRecorder{})
+	require.True(e, ofA.Leads(), "an instance that has all slots does not lead")
+	for range 3 { // it may get a share
+		_, err := e.tryClaim(e.ctx, b, 0, noMaxBytes)
+		require.NoError(e, err)
+		require.False(e, ofA.Leads() && ofB.Leads(), "two instances lead")
+	}
+	e.release(a)
+	require.False(e, ofA.Leads(), "an instance that has released its slots leads")
+	e.claimAll(b, &leaseRecorder{})
+	require.True(e, ofB.Leads(), "an instance that has taken all slots over does not lead")
 }

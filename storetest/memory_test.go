@@ -19,7 +19,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func memoryFeatures(slots int) storetest.Features {
 	return storetest.Features{
-		Slots: slots, Transactor: true, Notifier: true, TopicPauser: true, Inspector: true, StatsReporter: true,
+		Slots: slots, Transactor: true, Notifier: true, TopicPauser: true, Leader: true, Inspector: true, StatsReporter: true,
 		VirtualTime: true,
 	}
 }

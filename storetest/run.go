@@ -99,6 +99,7 @@ func featuresAreThoseOfTheStore(e *env) {
 	_, transactor := s.(outbox.Transactor)
 	_, notifier := s.(outbox.Notifier)
 	_, pauser := s.(outbox.TopicPauser)
+	_, leader := s.(outbox.Leader)
 	_, inspector := s.(outbox.Inspector)
 	_, reporter := s.(outbox.StatsReporter)
 	for _, f := range []struct {
@@ -109,6 +110,7 @@ func featuresAreThoseOfTheStore(e *env) {
 		{"Features.Transactor", e.features.Transactor, transactor},
 		{"Features.Notifier", e.features.Notifier, notifier},
 		{"Features.TopicPauser", e.features.TopicPauser, pauser},
+		{"Features.Leader", e.features.Leader, leader},
 		{"Features.Inspector", e.features.Inspector, inspector},
 		{"Features.StatsReporter", e.features.StatsReporter, reporter},
 	} {

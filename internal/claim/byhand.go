@@ -3,6 +3,7 @@ package claim
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/watermill-outbox/outbox"
 )
@@ -26,6 +27,7 @@ func FailedByHand(m *outbox.Message, err error) outbox.Outcome {
 
 // ProcessedByHand returns the outcomes for MarkProcessed: kept until DeleteProcessedBefore.
 func ProcessedByHand(ids []string) []outbox.Outcome {
+	ids = slices.Compact(slices.Sorted(slices.Values(ids)))
 	outcomes := make([]outbox.Outcome, len(ids))
 	for i, id := range ids {
 		outcomes[i] = outbox.Outcome{ID: id, Status: outbox.StatusProcessed, Archive: true}

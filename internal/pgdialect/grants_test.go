@@ -41,7 +41,7 @@ var roles = []struct {
 			"SELECT ON outbox_processed", // to check the schema
 		},
 		runs: []string{
-			"check", "check_sequence('SCHEMA.outbox_messages')", "holders", "relay_beat('a', 1)", "relays_live", "slots_list",
+			"check", "check_sequence('SCHEMA.outbox_messages', 'SCHEMA.outbox_messages_id_seq')", "holders", "relay_beat('a', 1)", "relays_live", "slots_list",
 			"slots_take('a', 1, '{1}')", "slots_renew('a', 1, '{1}')", "slots_give('a', '{1}')", "slots_leave('a')", "relay_leave('a')",
 			"read(0, 1, 1, 1)", "read_runs('{1}', '{1}', 1, 1)", "read_ids('{1}', 1, 1)", "sweep(0, 1, 1)",
 			"read_due('-infinity', 0, now(), 1, 1, 1)", "archive('{1}', '{u}', '{failed}', '{1}', '{e}')",

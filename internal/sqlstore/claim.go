@@ -15,6 +15,9 @@ const (
 	minRead = 64
 	// maxForeign bounds by how much more a read asks for where other instances hold most of the slots.
 	maxForeign = 8
+	// minPatience is how long a Claim waits for a database that does not answer, or twice the lease time: until then its leases
+	// are renewed, so that nobody else can do the work.
+	minPatience = 10 * time.Second
 	// maxReads bounds the reads of one Claim that has found something to claim.
 	maxReads = 4
 	// dueInterval is how often delayed messages are looked for, and so how late one may be.
@@ -26,6 +29,8 @@ func (e *Engine) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Messa
 	defer e.tellAll()
 	e.claimMu.Lock()
 	defer e.claimMu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, max(2*e.ttl, minPatience))
+	defer cancel()
 	observer, eventCtx := outbox.ObserverFromContext(ctx), context.WithoutCancel(ctx)
 	e.mu.Lock()
 	e.tell = func(event outbox.Event) { observer.Observe(eventCtx, event) }
@@ -78,11 +83,13 @@ func (e *Engine) CheckSchema(ctx context.Context) error {
 	if err != nil || !e.dialect.Late {
 		return e.fail("check the schema", err)
 	}
-	table, wrong := e.names.Table("outbox_messages"), ""
-	err = e.db.Query(ctx, e.sql["check_sequence"], []any{table}, func(s Scanner) (bool, error) { return true, s.Scan(&wrong) })
+	table, sequence, wrong := e.names.Table("outbox_messages"), e.names.Table("outbox_messages_id_seq"), ""
+	err = e.db.Query(ctx, e.sql["check_sequence"], []any{table, sequence}, func(s Scanner) (bool, error) {
+		return true, s.Scan(&wrong)
+	})
 	if err == nil && wrong != "" {
 		err = fmt.Errorf("the ids of %s: %s; messages could be missed: ALTER TABLE %s ALTER COLUMN id SET GENERATED ALWAYS "+
-			"SET CACHE 1 SET INCREMENT BY 1 SET NO CYCLE", table, wrong, table)
+			"SET CACHE 1 SET INCREMENT BY 1 SET NO CYCLE, and ALTER SEQUENCE ... RENAME TO %s", table, wrong, table, sequence)
 	}
 	return e.fail("check the schema", err)
 }

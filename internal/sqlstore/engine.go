@@ -75,6 +75,7 @@ type Engine struct {
 	notBefore   time.Time // when slots may be taken again
 
 	sweepFinds atomic.Int64 // how often a sweep has found something
+	expecting  atomic.Bool  // see Expecting
 
 	mu sync.Mutex
 	// All of these are mu's.
@@ -168,7 +169,11 @@ func (e *Engine) Close() error {
 	e.mu.Lock()
 	e.closed = true // no Claim takes the leases again
 	e.mu.Unlock()
-	return errors.Join(e.Release(context.Background()), e.db.Close())
+	ctx, cancel := context.WithTimeout(context.Background(), max(e.ttl, minPatience))
+	defer cancel()
+	err := e.Release(ctx)
+	e.sweeps.Wait()
+	return errors.Join(err, e.db.Close())
 }
 
 // RunInTx implements outbox.Transactor.

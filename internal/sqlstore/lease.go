@@ -11,6 +11,9 @@ import (
 	"github.com/watermill-outbox/outbox"
 )
 
+// balanceInterval is how often an instance that claims looks whether others have come or gone.
+const balanceInterval = 250 * time.Millisecond
+
 // localEnd is when a lease that was asked for at asked ends for this instance: a twentieth of its time before the
 // database gives the slot away, for clocks that do not run at the same pace.
 func (e *Engine) localEnd(asked time.Time) time.Time { return asked.Add(e.ttl - e.ttl/20) }
@@ -52,7 +55,7 @@ func (e *Engine) balance(ctx context.Context, held int) (gained []int, err error
 		return nil, fmt.Errorf("%s: the table %s is empty, so nobody can relay: insert its rows again, as the migration does",
 			e.dialect.Name, e.names.Table("outbox_slots"))
 	}
-	e.nextBalance = time.Now().Add(e.ttl / 3)
+	e.nextBalance = time.Now().Add(min(e.ttl/3, balanceInterval))
 	take, surplus := share(slots, e.owner, live)
 	if err := e.giveSurplus(ctx, surplus); err != nil {
 		return nil, e.fail("give slots back", err)
@@ -314,7 +317,6 @@ func (e *Engine) Release(ctx context.Context, ids ...string) error {
 
 func (e *Engine) releaseAll(ctx context.Context) error {
 	defer e.tellAll()
-	defer e.sweeps.Wait() // without the locks
 	e.claimMu.Lock()
 	defer e.claimMu.Unlock()
 	e.mu.Lock()

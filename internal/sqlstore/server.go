@@ -58,6 +58,7 @@ func (e *Engine) listed(fetch *scan.Fetch, now sight) ([]scan.Run, error) {
 	if now.standby {
 		return nil, errStandby
 	}
+	e.expecting.Store(len(now.holders) > 0)
 	known := e.server
 	e.server, e.looked = now.server, time.Now()
 	switch {
@@ -69,6 +70,10 @@ func (e *Engine) listed(fetch *scan.Fetch, now sight) ([]scan.Run, error) {
 	}
 	return fetch.Listed(now.holders, now.server.lastValue), nil
 }
+
+// Expecting tells whether somebody has taken ids and not committed, when that was last looked at. His signal is yet to come, and
+// others have not sent one of their own.
+func (e *Engine) Expecting() bool { return e.expecting.Load() }
 
 // mustLook tells that it is time to look whether the server is still the same.
 func (e *Engine) mustLook() bool { return e.dialect.Late && time.Since(e.looked) >= lookInterval }

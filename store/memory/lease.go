@@ -279,6 +279,13 @@ func (s *Store) Owned(id string) bool {
 	return ok && s.db.slots[slot].owner == s && s.db.slots[slot].expires.After(s.db.now())
 }
 
+// Leads implements [outbox.Leader]: it is who has the first slot.
+func (s *Store) Leads() bool {
+	s.db.mu.Lock()
+	defer s.db.mu.Unlock()
+	return s.db.slots[0].owner == s && s.db.slots[0].expires.After(s.db.now())
+}
+
 // PauseTopics implements [outbox.TopicPauser].
 func (s *Store) PauseTopics(topics ...string) {
 	s.db.mu.Lock()

@@ -445,10 +445,16 @@ func TestStore_ASweepFindsWhatTheReadsHavePassed(t *testing.T) {
 		require.NoError(t, err)
 	}
 	save(t, store, "t", "now")
+	missed := make(chan outbox.Event, 100)
+	ctx := outbox.ContextWithObserver(t.Context(), outbox.ObserverFunc(func(_ context.Context, event outbox.Event) {
+		if _, ok := event.(outbox.MissedEvent); ok {
+			missed <- event
+		}
+	}))
 	claim := func() []string {
 		var payloads []string
 		require.Eventually(t, func() bool {
-			msgs, err := store.Claim(t.Context(), 100, 1<<20)
+			msgs, err := store.Claim(ctx, 100, 1<<20)
 			require.NoError(t, err)
 			for _, m := range msgs {
 				payloads = append(payloads, string(m.Payload))
@@ -475,6 +481,7 @@ func TestStore_ASweepFindsWhatTheReadsHavePassed(t *testing.T) {
 		_, err = db.Exec(statement)
 		require.NoError(t, err)
 		require.Equal(t, []string{"found"}, claim(), name)
+		require.NotEmpty(t, (<-missed).(outbox.MissedEvent).ID, name)
 	}
 }
 

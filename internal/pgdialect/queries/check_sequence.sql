@@ -1,9 +1,11 @@
--- Tells what is wrong with the ids of the table $1, if anything is: late commits are found by ids that come one by one.
+-- Tells what is wrong with the ids of the table $1 and their sequence, which should be $2, if anything is: late commits are found by ids that come one by one.
 SELECT CASE
            WHEN a.attidentity <> 'a' THEN 'the column is not GENERATED ALWAYS AS IDENTITY'
            WHEN s.seqcache <> 1 OR s.seqincrement <> 1 OR s.seqcycle
                THEN format('its sequence has CACHE %s, INCREMENT BY %s%s', s.seqcache, s.seqincrement,
                            CASE WHEN s.seqcycle THEN ', CYCLE' END)
+           WHEN s.seqrelid <> $2::text::regclass
+               THEN format('its sequence is %s, not %s', s.seqrelid::regclass, $2::text)
            ELSE ''
        END
 FROM pg_attribute a

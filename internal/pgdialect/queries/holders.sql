@@ -1,7 +1,7 @@
--- The last value of the sequence; who holds its lock, and so may commit an id up to that one later, or null for nobody;
+-- The last value that the sequence has given; who holds its lock, and so may commit an id up to that one later, or null for nobody;
 -- whether that is a prepared transaction; and which history of which server and sequence this is, which no restore,
 -- promotion or TRUNCATE ... RESTART IDENTITY goes on with, since when the server runs, and whether it is a standby.
-SELECT s.last_value, l.virtualtransaction, l.pid IS NULL,
+SELECT CASE WHEN s.is_called THEN s.last_value ELSE s.last_value - 1 END, l.virtualtransaction, l.pid IS NULL,
        CASE WHEN pg_is_in_recovery() THEN '' ELSE
            concat_ws('/', (SELECT system_identifier FROM pg_control_system()), left(pg_walfile_name(pg_current_wal_lsn()), 8),
                      s.tableoid, pg_relation_filenode(s.tableoid))
