@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"sync"
 
 	"github.com/watermill-outbox/outbox"
 )
@@ -54,74 +53,18 @@ type DB interface {
 	Close() error
 }
 
-// SQLDB is a DB over database/sql. Embedded, it prepares each statement of the engine's own once.
+// SQLDB is a DB over database/sql. It prepares nothing: what is prepared is bound to a connection, which a pooler may share
+// out.
 type SQLDB struct {
-	db       *sql.DB
-	embedded bool
-
-	mu    sync.Mutex
-	stmts map[string]*sql.Stmt
+	sqlConn
+	db *sql.DB
 }
 
-// NewSQLDB returns a DB over db, which stays the caller's to close. embedded is for a database in this process, which has
-// no pooler in between, and one writer, so that nothing comes late.
-func NewSQLDB(db *sql.DB, embedded bool) *SQLDB {
-	return &SQLDB{db: db, embedded: embedded, stmts: map[string]*sql.Stmt{}}
-}
-
-func (d *SQLDB) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
-	d.mu.Lock()
-	stmt := d.stmts[query]
-	d.mu.Unlock()
-	if stmt != nil {
-		return stmt, nil
-	}
-	stmt, err := d.db.PrepareContext(ctx, query)
-	if err != nil {
-		return nil, err
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if other := d.stmts[query]; other != nil { // somebody else was faster
-		return other, stmt.Close() //nolint:sqlclosecheck // not on every path
-	}
-	d.stmts[query] = stmt
-	return stmt, nil
-}
-
-// Exec implements Conn.
-func (d *SQLDB) Exec(ctx context.Context, query string, args ...any) (int64, error) {
-	if !d.embedded { // what is prepared is bound to a connection, which a pooler may share out
-		return sqlConn{d.db}.Exec(ctx, query, args...)
-	}
-	stmt, err := d.stmt(ctx, query) //nolint:sqlclosecheck // it is kept for the next call
-	if err != nil {
-		return 0, err
-	}
-	return affected(stmt.ExecContext(ctx, args...))
-}
-
-// Query implements Conn.
-func (d *SQLDB) Query(ctx context.Context, query string, args []any, each func(Scanner) (bool, error)) error {
-	if !d.embedded {
-		return sqlConn{d.db}.Query(ctx, query, args, each)
-	}
-	stmt, err := d.stmt(ctx, query) //nolint:sqlclosecheck // it is kept for the next call
-	if err != nil {
-		return err
-	}
-	rows, err := stmt.QueryContext(ctx, args...)
-	if err != nil {
-		return err
-	}
-	return eachRow(rows, each)
-}
+// NewSQLDB returns a DB over db, which stays the caller's to close.
+func NewSQLDB(db *sql.DB) *SQLDB { return &SQLDB{sqlConn{db}, db} }
 
 // Snapshot implements DB.
 func (d *SQLDB) Snapshot(ctx context.Context, first []Query, second func() ([]Query, error)) error {
-	if d.embedded { // there is one writer, so nothing comes late
-		return run(ctx, d, first, second)
-	}
 	tx, err := d.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err != nil {
 		return err
@@ -131,6 +74,9 @@ func (d *SQLDB) Snapshot(ctx context.Context, first []Query, second func() ([]Qu
 	}
 	return tx.Commit()
 }
+
+// Close implements DB.
+func (d *SQLDB) Close() error { return nil }
 
 func run(ctx context.Context, conn Conn, first []Query, second func() ([]Query, error)) error {
 	for _, q := range first {
@@ -146,18 +92,6 @@ func run(ctx context.Context, conn Conn, first []Query, second func() ([]Query, 
 		return err
 	}
 	return run(ctx, conn, then, nil)
-}
-
-// Close implements DB.
-func (d *SQLDB) Close() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var errs []error
-	for query, stmt := range d.stmts {
-		errs = append(errs, stmt.Close())
-		delete(d.stmts, query)
-	}
-	return errors.Join(errs...)
 }
 
 // IsHandle implements DB.

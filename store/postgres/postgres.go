@@ -94,7 +94,7 @@ func New(db *sql.DB, opts ...Option) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{db: db, schema: options.Schema, prefix: options.Prefix}
-	s.engine, err = sqlstore.New(s, sqlstore.NewSQLDB(db, false), dialect, options)
+	s.engine, err = sqlstore.New(s, sqlstore.NewSQLDB(db), dialect, options)
 	if err != nil {
 		return nil, err
 	}

@@ -15,14 +15,14 @@ import (
 
 // database is a sqlstore.DB whose writes take turns.
 type database struct {
-	*sqlstore.SQLDB
+	*sqlstore.EmbeddedDB
 	db       *sql.DB
 	writers  *writers
 	patience time.Duration // the busy timeout
 }
 
 func newDatabase(db *sql.DB, busyTimeout time.Duration) *database {
-	return &database{SQLDB: sqlstore.NewSQLDB(db, true), db: db, writers: writersOf(db), patience: busyTimeout}
+	return &database{EmbeddedDB: sqlstore.NewEmbeddedDB(db), db: db, writers: writersOf(db), patience: busyTimeout}
 }
 
 // Exec implements sqlstore.Conn.
@@ -31,7 +31,7 @@ func (d *database) Exec(ctx context.Context, query string, args ...any) (int64, 
 		return 0, err
 	}
 	defer d.writers.leave()
-	return d.SQLDB.Exec(ctx, query, args...)
+	return d.EmbeddedDB.Exec(ctx, query, args...)
 }
 
 // Query implements sqlstore.Conn.
@@ -42,7 +42,7 @@ func (d *database) Query(ctx context.Context, query string, args []any, each fun
 		}
 		defer d.writers.leave()
 	}
-	return d.SQLDB.Query(ctx, query, args, each)
+	return d.EmbeddedDB.Query(ctx, query, args, each)
 }
 
 // Begin implements sqlstore.DB.

@@ -481,8 +481,8 @@ func TestStore_ASweepFindsWhatTheReadsHavePassed(t *testing.T) {
 		_, err = db.Exec(statement)
 		require.NoError(t, err)
 		require.Equal(t, []string{"found"}, claim(), name)
-		require.NotEmpty(t, (<-missed).(outbox.MissedEvent).ID, name)
 	}
+	require.NotEmpty(t, (<-missed).(outbox.MissedEvent).ID, "at least the first was passed by")
 }
 
 func TestStore_KeepsNoMorePayloadInMemoryThanItsBudgets(t *testing.T) {
