@@ -256,6 +256,8 @@ func (r *worldRun) blamed(msg *outbox.Message, err error) {
 	slices.Sort(all)
 	since := all[0] // late attempts of others may have come in between
 	switch {
+	case r.w.disowned && len(own) > 1: // nobody hears how a call has ended whose lease was lost meanwhile
+		since = own[0]
 	case len(own) > 1:
 		since = own[len(own)-2]
 	case msg.Retries == 0 || len(all) < 2:

@@ -39,7 +39,7 @@ func WithSchema(schema string) Option {
 // of a newer release, it only reads and returns nil.
 //
 // driverName says which database db is, by the name its driver is registered under: "sqlite3" or "sqlite"; "postgres"
-// (lib/pq) or "pgx", for PostgreSQL 13 and later. Any other is an error that lists the known ones.
+// (lib/pq), "pgx" or "pgx/v5", for PostgreSQL 13 and later. Any other is an error that lists the known ones.
 //
 // Any number of processes may call Up at once, as replicas of a service do when they start: each migration is applied
 // once, and all calls return nil. Up waits while others lock the database, and gives up when that has lasted for about

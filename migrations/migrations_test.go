@@ -457,7 +457,7 @@ func TestUnknownDrivers_AreRefused_NamingThoseThatAreKnown(t *testing.T) {
 	db := newDB(t)
 	for _, name := range []string{"", "mysql", "mssql", "SQLite3", "sqlite3 ", "Postgres", "postgresql"} {
 		for call, err := range everyCall(t.Context(), db, name) {
-			require.ErrorContains(t, err, `this release has them for "sqlite3", "sqlite", "postgres", "pgx"`, "%s %q", call, name)
+			require.ErrorContains(t, err, `this release has them for "sqlite3", "sqlite", "postgres", "pgx", "pgx/v5"`, "%s %q", call, name)
 		}
 	}
 	assert.Empty(t, schemaOf(t, db))

@@ -12,7 +12,7 @@ import (
 // may change the server.
 var postgres = dialect{
 	database:      "PostgreSQL",
-	drivers:       []string{"postgres", "pgx"},
+	drivers:       []string{"postgres", "pgx", "pgx/v5"},
 	goose:         goose.DialectPostgres,
 	quote:         '"',
 	folder:        "postgres",
