@@ -76,9 +76,12 @@ type keyQueue struct {
 // marks is what the store is to be told: outcomes, and claims to give back.
 type marks struct {
 	outcomes []Outcome
+	sizes    []int // of their messages
 	released []string
 	// What that frees.
 	items, bytes int
+	// late is set where the store was told later than it was to be.
+	late bool
 }
 
 func (m *marks) empty() bool { return m.items == 0 }
@@ -328,6 +331,7 @@ func (d *dispatcher) releaseBehind(it *item, now time.Time) {
 func (d *dispatcher) settle(it *item, o Outcome, now time.Time) {
 	d.mark(it, now)
 	d.pending.outcomes = append(d.pending.outcomes, o)
+	d.pending.sizes = append(d.pending.sizes, it.size)
 }
 
 func (d *dispatcher) release(it *item, now time.Time) {

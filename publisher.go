@@ -292,6 +292,11 @@ func (p *Publisher) keyOf(topic string, msg *message.Message) (string, error) {
 	return key, nil
 }
 
+const (
+	maxUUIDLength    = 512       // an index holds it
+	maxPayloadLength = 256 << 20 // PostgreSQL reads no more than twice that as text
+)
+
 // validate refuses what some database or broker could not give back as it was.
 func (m *Message) validate() error {
 	switch {
@@ -299,6 +304,10 @@ func (m *Message) validate() error {
 		return invalid("the topic is empty")
 	case len(m.Topic) > MaxTopicLength:
 		return invalid("the topic has %d bytes, more than %d", len(m.Topic), MaxTopicLength)
+	case len(m.UUID) > maxUUIDLength:
+		return invalid("the UUID has %d bytes, more than %d", len(m.UUID), maxUUIDLength)
+	case len(m.Payload) > maxPayloadLength:
+		return invalid("the payload has %d bytes, more than %d", len(m.Payload), maxPayloadLength)
 	case len(m.Key) > MaxKeyLength:
 		return invalid("the key has %d bytes, more than %d", len(m.Key), MaxKeyLength)
 	}

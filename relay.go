@@ -15,6 +15,8 @@ const (
 	activeFor = 250 * time.Millisecond
 	// linger is how long an outcome waits for others to be marked together with it.
 	linger = 2 * time.Millisecond
+	// tablePatience is how long tables that were there may be away, as while they are restored.
+	tablePatience = 30 * time.Second
 	// settleTimeout bounds one attempt to mark, and the release at the end.
 	settleTimeout = 10 * time.Second
 	// maxBatches is how many batches one grant may be for.
@@ -55,25 +57,26 @@ type relay struct {
 	goroutines        sync.WaitGroup
 
 	// The loop's own.
-	dispatcher *dispatcher
-	begun      time.Time
-	retries    []time.Time // when messages that have failed are due again, ascending
-	started    int         // workers that have not ended, those of stalled calls included
-	granted    bool
-	full       bool // the last claim brought all that it was to
-	again      bool // something has come up since the grant, which its claim may not have seen
-	marking    bool
-	nextPoll   time.Time
-	nextPause  time.Time // when the store may be told again which topics to leave out
-	lastGrant  time.Time
-	lastActive time.Time
-	pollDelay  time.Duration
-	claimErr   error // of the last claim
-	claimFails int   // in a row, ErrNoLease aside
-	stopping   bool
-	deadline   <-chan time.Time // the close timeout, once stopping
-	fatal      error            // what has stopped it, if not its context
-	drained    bool
+	dispatcher  *dispatcher
+	begun       time.Time
+	retries     []time.Time // when messages that have failed are due again, ascending
+	started     int         // workers that have not ended, those of stalled calls included
+	granted     bool
+	full        bool // the last claim brought all that it was to
+	again       bool // something has come up since the grant, which its claim may not have seen
+	marking     bool
+	nextPoll    time.Time
+	nextPause   time.Time // when the store may be told again which topics to leave out
+	lastGrant   time.Time
+	lastActive  time.Time
+	pollDelay   time.Duration
+	claimErr    error     // of the last claim
+	lastClaimed time.Time // when a claim was last answered, if ever
+	claimFails  int       // in a row, ErrNoLease aside
+	stopping    bool
+	deadline    <-chan time.Time // the close timeout, once stopping
+	fatal       error            // what has stopped it, if not its context
+	drained     bool
 }
 
 // grant is what the fetcher may claim: limit messages of bytes in size, a batch at a time, while each batch is full.
@@ -169,7 +172,7 @@ func (r *relay) loop(ctx context.Context) error {
 		case c := <-r.claims:
 			r.take(c, time.Now())
 		case m := <-r.marked:
-			r.marking = false
+			r.marking = r.marking && m.late
 			r.dispatcher.marked(m)
 			r.awaitRetries(m.outcomes, time.Now())
 			r.pollWithin(shortPoll) // keys have become free
@@ -277,6 +280,7 @@ func (r *relay) take(c claimed, now time.Time) {
 		r.claimErr, r.claimFails, r.pollDelay = nil, 0, 0
 	}
 	r.f.claimedOnce(true)
+	r.lastClaimed = now
 	r.drained = r.drain && c.idle && len(c.msgs) == 0
 	switch {
 	case r.full:
@@ -302,7 +306,8 @@ func (r *relay) claimFailed(err error, now time.Time) {
 	if !noLease {
 		r.claimFails++
 	}
-	if errors.Is(err, ErrNotMigrated) || errors.Is(err, ErrClosed) || (r.drain && (noLease || r.claimFails == drainAttempts)) {
+	missing := errors.Is(err, ErrNotMigrated) && now.Sub(r.lastClaimed) >= tablePatience
+	if missing || errors.Is(err, ErrClosed) || (r.drain && (noLease || r.claimFails == drainAttempts)) {
 		r.fatal = err
 		r.stop()
 		return

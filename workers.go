@@ -1,7 +1,6 @@
 package outbox
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -99,45 +98,6 @@ func (r *relay) publishRecovered(it *item) (err error) {
 		_ = err.Error()
 	}
 	return err
-}
-
-// mark is the marker. It tries each batch until the store has it.
-func (r *relay) mark() {
-	for m := range r.marks {
-		for attempt := 1; !r.tell(m); attempt++ {
-			select {
-			case <-r.giveUp.Done():
-			case <-time.After(fullJitter(50*time.Millisecond, 5*time.Second, attempt)):
-				continue
-			}
-			break
-		}
-		r.marked <- m
-	}
-}
-
-// tell tells the store once, on a context that a stop does not end.
-func (r *relay) tell(m marks) bool {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.workCtx), settleTimeout)
-	defer cancel()
-	if len(m.outcomes) > 0 {
-		err := r.store.Settle(ctx, m.outcomes...)
-		switch {
-		case errors.Is(err, ErrNotClaimed): // the others are settled
-			r.cfg.Logger.Debug("Some of the marked messages were not claimed any more", watermill.LogFields{"err": err})
-		case err != nil:
-			r.cfg.Logger.Error("Marking messages failed, will be tried again", err, watermill.LogFields{
-				"messages": len(m.outcomes),
-			})
-			return errors.Is(err, ErrClosed)
-		}
-	}
-	if len(m.released) > 0 {
-		if err := r.store.Release(ctx, m.released...); err != nil {
-			r.cfg.Logger.Error("Releasing messages failed", err, watermill.LogFields{"messages": len(m.released)})
-		}
-	}
-	return true
 }
 
 // notify has the store wake the loop, where it can.

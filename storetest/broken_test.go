@@ -55,6 +55,7 @@ var plainFlaws = map[flaw][]string{
 	"misses late " +
 		"commits": {"Promises/P2_WhatCommitsLateIsDelivered", "Promises/P4_WhatCommitsLateComesBeforeWhatFollowedIt"},
 	"stops at an unknown id": {"MarkProcessed/SettlesTheOthers_WhenAnIDIsUnknown"},
+	"wants each id once":     {"MarkProcessed/TakesAnIDTwice_InOneCall"},
 	"counts no " +
 		"retries": {"MarkFailed/CountsARetryAndKeepsTheError", "MarkFailed/SetsAside_AtTheMaximumAndNotBefore"},
 	"retries at once":                 {"MarkFailed/LetsTheMessageWait", "Bugs/ARetryDelayThatIsNeverRead"},

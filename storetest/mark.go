@@ -17,6 +17,7 @@ func markProcessedPromises() []promise {
 		{name: "DoesNothing_WithoutIDs", check: markProcessedDoesNothingWithoutIDs},
 		{name: "SettlesTheOthers_WhenAnIDIsUnknown", check: markProcessedSettlesTheOthers},
 		{name: "KnowsAMessageOnce", check: markProcessedKnowsAMessageOnce},
+		{name: "TakesAnIDTwice_InOneCall", check: markProcessedTakesAnIDTwice},
 	}
 }
 
@@ -121,6 +122,17 @@ func markProcessedKnowsAMessageOnce(e *env) {
 	e.nothing(s, "both are processed")
 	e.handOver(s)
 	e.nothing(e.open(), "both are processed")
+}
+
+func markProcessedTakesAnIDTwice(e *env) {
+	s := e.open()
+	e.saveNumbered(s, "", "m", 3)
+	claimed := e.await(s, "m1", "m2", "m3")
+	e.done(s, claimed[0], claimed[0])
+	e.done(s, claimed[1], claimed[2], claimed[1])
+	require.EqualValues(e, 3, e.deleteProcessedBefore(s, farFuture()), "messages that are kept as processed")
+	e.handOver(s)
+	e.nothing(e.open(), "they are processed")
 }
 
 // again claims a message that failed, when it is due.

@@ -3,6 +3,7 @@ package storetest_test
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -223,6 +224,9 @@ func (s *plainStore) claimed(ids []string, f func(*plainRow)) {
 }
 
 func (s *plainStore) MarkProcessed(_ context.Context, ids ...string) error {
+	if s.db.flaw.is("wants each id once") && len(slices.Compact(slices.Sorted(slices.Values(ids)))) < len(ids) {
+		return errors.New("an id comes twice")
+	}
 	if s.db.flaw.is("stops at an unknown id") && slices.ContainsFunc(ids, func(id string) bool { return len(id) > 6 }) {
 		return nil
 	}

@@ -229,6 +229,9 @@ func (q *Queue) Full() bool {
 // Sated tells that as much payload waits unclaimed as may.
 func (q *Queue) Sated() bool { return q.idle >= q.idleLimit }
 
+// Room is how many bytes of payloads may be added before that.
+func (q *Queue) Room() int { return max(q.idleLimit-q.idle, 0) }
+
 // Wanted returns up to limit ids whose payloads are needed for the next claims: call Load or Gone for each. While the
 // queue is sated it asks for one key's at a time, and only if nothing else could be claimed.
 func (q *Queue) Wanted(now int64, limit int) []int64 {

@@ -41,11 +41,11 @@ var roles = []struct {
 			"SELECT ON outbox_processed", // to check the schema
 		},
 		runs: []string{
-			"check", "check_sequence('SCHEMA.outbox_messages', 'SCHEMA.outbox_messages_id_seq')", "holders", "relay_beat('a', 1)", "relays_live", "slots_list",
+			"check", "check_settings", "check_values", "check_sequence('SCHEMA.outbox_messages', 'SCHEMA.outbox_messages_id_seq')", "holders", "relay_beat('a', 1)", "relays_live", "slots_list",
 			"slots_take('a', 1, '{1}')", "slots_renew('a', 1, '{1}')", "slots_give('a', '{1}')", "slots_leave('a')", "relay_leave('a')",
 			"read(0, 1, 1, 1)", "read_runs('{1}', '{1}', 1, 1)", "read_ids('{1}', 1, 1)", "sweep(0, 1, 1)",
-			"read_due('-infinity', 0, now(), 1, 1, 1)", "archive('{1}', '{u}', '{failed}', '{1}', '{e}')",
-			"retry('{1}', '{u}', '{1}', '{1}', '{e}')", "delete('{1}', '{u}')", "archive_purge('-infinity', 1, '-infinity')",
+			"read_due('-infinity', 0, now(), 1, 1, 1)",
+			"settle('{1}', '{u}', '{failed}', '{1}', '{e}', '{1}', '{u}', '{1}', '{u}', '{1}', '{1}', '{e}')", "delete('{1}', '{u}')", "archive_purge('-infinity', 1, '-infinity')",
 			"failed_list(0, 1)", "failed_count", "failed_requeue('{1}')", "failed_delete('{1}')", "stats", "stats_topics",
 		},
 	},

@@ -3,7 +3,6 @@ package sqlstore
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/watermill-outbox/outbox"
@@ -15,21 +14,22 @@ const (
 	minRead = 64
 	// maxForeign bounds by how much more a read asks for where other instances hold most of the slots.
 	maxForeign = 8
-	// minPatience is how long a Claim waits for a database that does not answer, or twice the lease time: until then its leases
-	// are renewed, so that nobody else can do the work.
-	minPatience = 10 * time.Second
 	// maxReads bounds the reads of one Claim that has found something to claim.
 	maxReads = 4
 	// dueInterval is how often delayed messages are looked for, and so how late one may be.
 	dueInterval = 5 * time.Millisecond
 )
 
+// DefaultMinPatience is how long a Claim waits for a database that does not answer, or twice the lease time if that is
+// longer: until then its leases are renewed, so that nobody else can do the work.
+const DefaultMinPatience = 10 * time.Second
+
 // Claim implements outbox.LeasedStore.
 func (e *Engine) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Message, error) {
 	defer e.tellAll()
 	e.claimMu.Lock()
 	defer e.claimMu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, max(2*e.ttl, minPatience))
+	ctx, cancel := context.WithTimeout(ctx, max(2*e.ttl, e.minPatience))
 	defer cancel()
 	observer, eventCtx := outbox.ObserverFromContext(ctx), context.WithoutCancel(ctx)
 	e.mu.Lock()
@@ -77,23 +77,6 @@ func (e *Engine) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Messa
 	return msgs, nil
 }
 
-// CheckSchema implements outbox.SchemaChecker.
-func (e *Engine) CheckSchema(ctx context.Context) error {
-	err := e.db.Query(ctx, e.sql["check"], nil, func(Scanner) (bool, error) { return true, nil })
-	if err != nil || !e.dialect.Late {
-		return e.fail("check the schema", err)
-	}
-	table, sequence, wrong := e.names.Table("outbox_messages"), e.names.Table("outbox_messages_id_seq"), ""
-	err = e.db.Query(ctx, e.sql["check_sequence"], []any{table, sequence}, func(s Scanner) (bool, error) {
-		return true, s.Scan(&wrong)
-	})
-	if err == nil && wrong != "" {
-		err = fmt.Errorf("the ids of %s: %s; messages could be missed: ALTER TABLE %s ALTER COLUMN id SET GENERATED ALWAYS "+
-			"SET CACHE 1 SET INCREMENT BY 1 SET NO CYCLE, and ALTER SEQUENCE ... RENAME TO %s", table, wrong, table, sequence)
-	}
-	return e.fail("check the schema", err)
-}
-
 // fill reads what may be claimed next, about n messages of it. more is false when there is nothing left to read. The
 // caller holds claimMu.
 func (e *Engine) fill(ctx context.Context, n, maxBytes int) (more bool, err error) {
@@ -105,13 +88,13 @@ func (e *Engine) fill(ctx context.Context, n, maxBytes int) (more bool, err erro
 	refillFrom, refill := e.queue.Refill()
 	full := (len(wanted) > 0 && e.queue.Sated()) || e.queue.Full()
 	held := max(len(e.leases), 1)
+	maxBytes = min(maxBytes, max(e.queue.Room(), 1)) // what does not fit would be read again
 	e.mu.Unlock()
 
-	wanted = wanted[:min(len(wanted), e.maxRows)]
 	n = max(n, minRead) * min(max(e.dialect.Slots, 1)/held, maxForeign) // the rows of others are read, too
-	n = min(n, e.maxRows)
+	n = e.rowsFor(n, maxBytes)
 	if len(wanted) > 0 {
-		if err := e.load(ctx, wanted, maxBytes); err != nil {
+		if err := e.load(ctx, wanted[:e.rowsFor(len(wanted), maxBytes)], maxBytes); err != nil {
 			return false, e.fail("read messages by id", err)
 		}
 		more = true

@@ -38,7 +38,8 @@ type Dialect struct {
 	// Late is set where ids are taken before the commit, so that lower ones may appear later. Such a dialect has the
 	// statements of lateNames, too.
 	Late bool
-	// Arrays is set where Batch makes an argument of each column, and an INSERT of many rows takes them.
+	// Arrays is set where Batch makes an argument of each column, and an INSERT of many rows takes them, as does a statement
+	// that settles all kinds of outcomes.
 	Arrays bool
 	// Channel is where an INSERT notifies relays that listen, by pg_notify; empty for none.
 	Channel string
@@ -73,7 +74,7 @@ func Millis() Times {
 var queryNames = []string{
 	"check", "insert", "read", "read_ids", "read_due", "sweep",
 	"slots_list", "slots_take", "slots_renew", "slots_give", "slots_leave",
-	"delete", "archive", "retry",
+	"delete",
 	"archive_purge", "failed_list", "failed_count", "failed_requeue", "failed_delete", "stats", "stats_topics",
 	"processed_get", "processed_mark", "processed_purge",
 }
@@ -81,11 +82,12 @@ var queryNames = []string{
 // queries are a dialect's statements with the table names put in, by name.
 type queries map[string]string
 
-// lateNames are those of a dialect with Late, slotNames with Slots, arrayNames with Arrays.
+// lateNames are those of a dialect with Late, slotNames with Slots, arrayNames with Arrays, and rowNames of one without.
 var (
-	lateNames  = []string{"read_runs", "holders", "check_sequence"}
+	lateNames  = []string{"read_runs", "holders", "check_sequence", "check_settings", "check_values"}
 	slotNames  = []string{"relay_beat", "relay_leave", "relays_live"}
-	arrayNames = []string{"insert_many"}
+	arrayNames = []string{"insert_many", "settle"}
+	rowNames   = []string{"archive", "retry"}
 )
 
 // notifying is the end of the name of a statement that notifies, too.
@@ -96,7 +98,7 @@ func (d *Dialect) render(names sqlname.Names) (queries, error) {
 	for _, more := range []struct {
 		has   bool
 		names []string
-	}{{d.Late, lateNames}, {d.Slots > 1, slotNames}, {d.Arrays, arrayNames}} {
+	}{{d.Late, lateNames}, {d.Slots > 1, slotNames}, {d.Arrays, arrayNames}, {!d.Arrays, rowNames}} {
 		if more.has {
 			files = append(files, more.names...)
 		}

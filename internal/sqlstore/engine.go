@@ -26,6 +26,8 @@ type Options struct {
 	NoNotify bool
 	// SweepInterval is for tests.
 	SweepInterval time.Duration
+	// MinPatience is for tests.
+	MinPatience time.Duration
 }
 
 // DefaultLeaseTTL is how long a relay instance that has died keeps others from its slots.
@@ -58,7 +60,7 @@ type Engine struct {
 	ttl     time.Duration
 	owner   string
 
-	sweepInterval time.Duration
+	sweepInterval, minPatience time.Duration
 
 	claimMu sync.Mutex
 	// All of these are claimMu's.
@@ -69,7 +71,7 @@ type Engine struct {
 	reader      scan.Reader
 	due         dueCursor // all delayed rows up to it have been read
 	nextDue     time.Time // when to read on from there
-	maxRows     int       // that a read asks for: few where payloads are large, so that the database sends no more than fits
+	rowSize     int       // about what a row has that is read, payload and all; 0 is unknown
 	server      server    // that was last read from
 	looked      time.Time // when that was
 	notBefore   time.Time // when slots may be taken again
@@ -116,16 +118,18 @@ func New(self outbox.Store, db DB, dialect Dialect, opts Options) (*Engine, erro
 	if opts.SweepInterval == 0 {
 		opts.SweepInterval = DefaultSweepInterval
 	}
+	if opts.MinPatience == 0 {
+		opts.MinPatience = DefaultMinPatience
+	}
 	q, err := dialect.render(names)
 	if err != nil {
 		return nil, err
 	}
 	e := &Engine{
 		self: self, db: db, dialect: dialect, names: names, sql: q, ttl: opts.LeaseTTL, owner: instanceName(),
-		tell: func(outbox.Event) {}, begun: time.Now(), sweepInterval: opts.SweepInterval,
+		tell: func(outbox.Event) {}, begun: time.Now(), sweepInterval: opts.SweepInterval, minPatience: opts.MinPatience,
 		reader: scan.Reader{InOrder: !dialect.Late},
 	}
-	e.maxRows = math.MaxInt32
 	e.notified.Store(math.MinInt64 / 2)
 	e.forget()
 	return e, nil
@@ -169,7 +173,7 @@ func (e *Engine) Close() error {
 	e.mu.Lock()
 	e.closed = true // no Claim takes the leases again
 	e.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), max(e.ttl, minPatience))
+	ctx, cancel := context.WithTimeout(context.Background(), max(e.ttl, e.minPatience))
 	defer cancel()
 	err := e.Release(ctx)
 	e.sweeps.Wait()

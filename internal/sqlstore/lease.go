@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/watermill-outbox/outbox"
@@ -334,12 +335,27 @@ func (e *Engine) releaseAll(ctx context.Context) error {
 	}
 	var left, given error
 	if e.present {
-		left = e.leave(ctx)
+		left = again(func() error { return e.leave(ctx) })
 		e.present = left != nil
 	}
 	if e.owning {
-		_, given = e.db.Exec(ctx, e.sql["slots_leave"], e.owner)
+		given = again(func() error {
+			_, err := e.db.Exec(ctx, e.sql["slots_leave"], e.owner)
+			return err
+		})
 		e.owning = given != nil
 	}
 	return e.fail("give up the slots", errors.Join(left, given))
+}
+
+// again runs a statement up to three times, where it has lost against another: a database may have serializable as its default.
+func again(statement func() error) (err error) {
+	for range 3 {
+		err = statement()
+		var withState interface{ SQLState() string }
+		if !errors.As(err, &withState) || !strings.HasPrefix(withState.SQLState(), "40") {
+			break
+		}
+	}
+	return err
 }

@@ -46,14 +46,26 @@ func (e *Engine) pageQuery(p *page, query string, limit, maxBytes int, args ...a
 	}}
 }
 
-// adapt learns from a page of up to limit rows how many to ask for the next time. The caller holds claimMu.
-func (e *Engine) adapt(p *page, limit int) {
-	switch n := len(p.ids); {
-	case p.cut && n < limit: // at maxBytes
-		e.maxRows = 2 * n
-	case p.cut && limit == e.maxRows:
-		e.maxRows = 2 * limit
+// rowsFor returns how many rows to ask for if n are wanted, and maxBytes may be taken: the server sends all of them, so it
+// goes by how large they were the last time. The caller holds claimMu.
+func (e *Engine) rowsFor(n, maxBytes int) int {
+	if e.rowSize == 0 {
+		return min(n, minRead) // nothing is known yet
 	}
+	fit := maxBytes / e.rowSize
+	return min(n, fit+fit/8+1)
+}
+
+// learn takes the size of rows from a page.
+func (e *Engine) learn(p *page) {
+	if len(p.ids) == 0 {
+		return
+	}
+	bytes := 0
+	for _, r := range p.rows {
+		bytes += r.size
+	}
+	e.rowSize = max(bytes/len(p.ids), 1)
 }
 
 // slotBits are the slots that this instance holds, whose payloads are wanted.

@@ -58,7 +58,7 @@ func (e *Engine) fetch(ctx context.Context, n, maxBytes int, hot bool) (more boo
 	now := e.passedNow()
 	err = e.reading(func() (err error) {
 		shown, catchUp, err = e.readSnapshot(ctx, fetch, n, maxBytes, hot)
-		e.adapt(&shown, n)
+		e.learn(&shown)
 		return err
 	}, func() {
 		caughtUp := fetch.CatchUp.To

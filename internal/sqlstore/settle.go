@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"fmt"
+	"math"
 
 	"github.com/watermill-outbox/outbox"
 	"github.com/watermill-outbox/outbox/internal/claim"
@@ -69,7 +70,7 @@ func (e *Engine) claimedMessage(id string) *outbox.Message {
 
 // write runs the statements for known: one DELETE, where all were published and none is to be kept.
 func (e *Engine) write(ctx context.Context, known []settlement) error {
-	var gone, archived, retried marked
+	gone, archived, retried := newMarked(), newMarked(), newMarked()
 	for _, s := range known {
 		switch o := s.outcome; {
 		case o.Status == outbox.StatusPending && o.Err != nil:
@@ -84,6 +85,14 @@ func (e *Engine) write(ctx context.Context, known []settlement) error {
 	}
 	if len(archived.ids) == 0 && len(retried.ids) == 0 {
 		return e.execBatch(ctx, e.db, "delete", gone.ids, gone.uuids)
+	}
+	if e.dialect.Arrays {
+		_, err := e.db.Exec(ctx, e.sql["settle"], e.dialect.Batch(
+			archived.ids, archived.uuids, archived.statuses, archived.retries, archived.errs,
+			gone.ids, gone.uuids,
+			retried.ids, retried.uuids, retried.waits, retried.retries, retried.errs,
+		)...)
+		return err
 	}
 	return e.inTx(ctx, func(tx Conn) error {
 		err := e.execBatch(ctx, tx, "archive", archived.ids, archived.uuids, archived.statuses, archived.retries, archived.errs)
@@ -104,6 +113,13 @@ type marked struct {
 	waits, retries        []int64 // waits in milliseconds
 }
 
+// newMarked makes columns of no rows: nil would be NULL.
+func newMarked() marked {
+	return marked{
+		ids: []int64{}, uuids: []string{}, statuses: []string{}, errs: []string{}, waits: []int64{}, retries: []int64{},
+	}
+}
+
 func (m *marked) identify(msg *outbox.Message) {
 	m.ids, m.uuids = append(m.ids, messageID(msg)), append(m.uuids, msg.UUID)
 }
@@ -111,7 +127,7 @@ func (m *marked) identify(msg *outbox.Message) {
 func (m *marked) add(s settlement) {
 	retries, text := s.msg.Retries, s.msg.LastError
 	if s.outcome.Err != nil {
-		retries, text = retries+1, errorText(s.outcome.Err)
+		retries, text = min(retries+1, math.MaxInt32), errorText(s.outcome.Err)
 	}
 	m.identify(s.msg)
 	m.statuses, m.errs = append(m.statuses, string(s.outcome.Status)), append(m.errs, text)
