@@ -1,5 +1,10 @@
 package scan
 
+import (
+	"slices"
+	"sort"
+)
+
 // Run is the ids from From through To.
 type Run struct{ From, To int64 }
 
@@ -15,10 +20,18 @@ func gaps(after int64, seen []int64) []Run {
 	return runs
 }
 
-// without returns runs without the ids in seen. Both ascend.
+// without returns runs without the ids in seen. Both ascend. There may be very many runs, and nearly always none is in seen.
 func without(runs []Run, seen []int64) []Run {
-	var left []Run
-	for _, r := range runs {
+	if len(seen) == 0 {
+		return runs
+	}
+	first := sort.Search(len(runs), func(i int) bool { return runs[i].To >= seen[0] })
+	end := sort.Search(len(runs), func(i int) bool { return runs[i].From > seen[len(seen)-1] })
+	if first >= end {
+		return runs
+	}
+	left := slices.Clone(runs[:first])
+	for _, r := range runs[first:end] {
 		for len(seen) > 0 && seen[0] < r.From {
 			seen = seen[1:]
 		}
@@ -33,7 +46,7 @@ func without(runs []Run, seen []int64) []Run {
 			left = append(left, r)
 		}
 	}
-	return left
+	return append(left, runs[end:]...)
 }
 
 // above returns what of runs is above id.
