@@ -27,7 +27,7 @@ func (e *Engine) checkSequence(ctx context.Context) error {
 	})
 	if err == nil && wrong != "" {
 		err = fmt.Errorf("the ids of %s: %s; messages could be missed: ALTER TABLE %s ALTER COLUMN id SET GENERATED ALWAYS "+
-			"SET CACHE 1 SET INCREMENT BY 1 SET NO CYCLE, and ALTER SEQUENCE ... RENAME TO %s", table, wrong, table, sequence)
+			"SET CACHE 1 SET INCREMENT BY 1 SET NO CYCLE, and ALTER SEQUENCE ... RENAME TO %s", table, wrong, table, e.names.Bare("outbox_messages_id_seq"))
 	}
 	return err
 }

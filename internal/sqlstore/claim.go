@@ -24,19 +24,26 @@ const (
 // longer: until then its leases are renewed, so that nobody else can do the work.
 const DefaultMinPatience = 10 * time.Second
 
+func (e *Engine) patience() time.Duration { return max(2*e.ttl, e.minPatience) }
+
 // Claim implements outbox.LeasedStore.
 func (e *Engine) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Message, error) {
 	defer e.tellAll()
 	e.claimMu.Lock()
 	defer e.claimMu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, max(2*e.ttl, e.minPatience))
+	ctx, cancel := context.WithTimeout(ctx, e.patience())
 	defer cancel()
 	observer, eventCtx := outbox.ObserverFromContext(ctx), context.WithoutCancel(ctx)
 	e.mu.Lock()
 	e.tell = func(event outbox.Event) { observer.Observe(eventCtx, event) }
 	e.present = e.present && time.Since(e.lastClaim) < e.ttl // else it may have left
-	e.lastClaim = time.Now()
+	e.lastClaim, e.claiming = time.Now(), true
 	e.mu.Unlock()
+	defer func() {
+		e.mu.Lock()
+		e.claiming = false
+		e.mu.Unlock()
+	}()
 	if !e.checked {
 		if err := e.CheckSchema(ctx); err != nil {
 			return nil, err

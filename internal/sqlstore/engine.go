@@ -89,7 +89,8 @@ type Engine struct {
 	tell      func(outbox.Event)
 	events    []outbox.Event     // not told yet
 	stopBeat  context.CancelFunc // nil while there is no heartbeat
-	lastClaim time.Time
+	lastClaim time.Time          // when the last has begun
+	claiming  bool               // it has not ended
 	closed    bool
 
 	begun    time.Time    // what claim.Queue counts time from

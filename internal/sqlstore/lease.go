@@ -220,7 +220,11 @@ func (e *Engine) renew(ctx context.Context) {
 	defer cancel()
 	e.mu.Lock()
 	held, idle := maps.Clone(e.leases), time.Since(e.lastClaim) >= e.ttl
+	hangs := e.claiming && time.Since(e.lastClaim) > e.patience()+e.ttl
 	e.mu.Unlock()
+	if hangs { // its driver does not go by its deadline, as lib/pq: let others have the slots
+		return
+	}
 	if e.dialect.Slots > 1 {
 		appear := e.beat
 		if idle { // who does not claim needs no share of the slots that are free

@@ -38,6 +38,8 @@ func (e *Engine) sweepOn(ctx context.Context) {
 
 // sweep looks at a chunk of rows above after.
 func (e *Engine) sweep(ctx context.Context, after int64) (last int64, more bool) {
+	ctx, cancel := context.WithTimeout(ctx, e.patience())
+	defer cancel()
 	known, err := e.sweepRead(ctx, after)
 	if err != nil {
 		return 0, false // the next one comes in any case

@@ -25,6 +25,9 @@ import (
 // It needs no state of a session, and so works through PgBouncer in transaction mode. Before PgBouncer 1.21 the driver must
 // not prepare statements: with pgx, default_query_exec_mode=exec in the address; with lib/pq, binary_parameters=yes.
 //
+// lib/pq waits for a server that does not answer for as long as TCP does, whatever the context; other instances take over
+// meanwhile, and Close waits with it. pgx under database/sql goes by the context.
+//
 // The server must be the primary, since the relay goes by who holds locks on it.
 //
 // A transaction, where one is asked for, is a *sql.Tx or what wraps one with ExecContext, QueryContext, Commit and

@@ -4,7 +4,7 @@ SELECT CASE
            WHEN s.seqcache <> 1 OR s.seqincrement <> 1 OR s.seqcycle
                THEN format('its sequence has CACHE %s, INCREMENT BY %s%s', s.seqcache, s.seqincrement,
                            CASE WHEN s.seqcycle THEN ', CYCLE' END)
-           WHEN s.seqrelid <> $2::text::regclass
+           WHEN s.seqrelid IS DISTINCT FROM to_regclass($2::text)
                THEN format('its sequence is %s, not %s', s.seqrelid::regclass, $2::text)
            ELSE ''
        END
