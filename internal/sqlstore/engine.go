@@ -43,6 +43,8 @@ const (
 	maxIdleBytes = 16 << 20
 	// surplusPoll is how soon slots are looked at again that are to be given back when their messages are done.
 	surplusPoll = 50 * time.Millisecond
+	// Nothing is claimed of such a slot for surplusFreeze in every surplusInterval.
+	surplusFreeze, surplusInterval = time.Second, 10 * time.Second
 	// beginTimeout is how long RunInTx waits for a transaction to begin.
 	beginTimeout = 30 * time.Second
 )
@@ -64,10 +66,11 @@ type Engine struct {
 
 	claimMu sync.Mutex
 	// All of these are claimMu's.
-	checked     bool      // the schema was found whole
-	owning      bool      // the database may name this instance as an owner
-	present     bool      // and as one that is there
-	nextBalance time.Time // when to look again who has which slots
+	checked     bool              // the schema was found whole
+	owning      bool              // the database may name this instance as an owner
+	present     bool              // and as one that is there
+	nextBalance time.Time         // when to look again who has which slots
+	surplus     map[int]time.Time // those to be given back, and since when
 	reader      scan.Reader
 	due         dueCursor // all delayed rows up to it have been read
 	nextDue     time.Time // when to read on from there

@@ -93,13 +93,20 @@ func (e *Engine) gain(gained []int, asked time.Time, first bool) {
 	e.due, e.nextDue = dueCursor{}, time.Time{} // rows of these slots may be anywhere; what is known already is not taken in twice
 }
 
-// giveSurplus gives slots back as soon as nothing of them is claimed. Until then no more of them is.
+// giveSurplus gives slots back as soon as nothing of them is claimed. Until then no more of them is, but not for long at a
+// time: a call that hangs must not hold up the other keys of its slot.
 func (e *Engine) giveSurplus(ctx context.Context, surplus []int) error {
 	e.mu.Lock()
-	e.queue.Freeze(surplus)
-	var given, lost []int
+	var given, lost, frozen []int
+	since := map[int]time.Time{}
 	for _, slot := range surplus {
 		if e.queue.ClaimedOf(slot) > 0 {
+			if since[slot] = e.surplus[slot]; since[slot].IsZero() {
+				since[slot] = time.Now()
+			}
+			if time.Since(since[slot])%surplusInterval < surplusFreeze {
+				frozen = append(frozen, slot)
+			}
 			continue
 		}
 		given = append(given, slot)
@@ -108,10 +115,12 @@ func (e *Engine) giveSurplus(ctx context.Context, surplus []int) error {
 			e.drop(slot)
 		}
 	}
+	e.surplus = since
+	e.queue.Freeze(frozen)
 	if len(lost) > 0 {
 		e.events = append(e.events, outbox.LeaseLostEvent{Slots: lost})
 	}
-	if len(given) < len(surplus) {
+	if len(frozen) > 0 {
 		e.nextBalance = time.Now().Add(surplusPoll)
 	}
 	e.mu.Unlock()
