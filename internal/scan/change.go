@@ -7,9 +7,6 @@ import "sort"
 // Acquired notes slots that this instance has acquired beside those it holds: their messages are read from the
 // beginning, while the others go on.
 func (r *Reader) Acquired(slots ...int) {
-	if r.cursor == 0 {
-		return // nothing was read yet of any
-	}
 	if r.catching == nil {
 		r.catching = map[int]struct{}{}
 	}
@@ -51,7 +48,7 @@ func (r *Reader) Back(id int64) {
 	if id >= r.cursor {
 		return
 	}
-	r.cursor, r.caughtUp = id, min(r.caughtUp, id)
+	r.cursor = id
 	kept := r.spans[:0]
 	for _, s := range r.spans {
 		if s.unseen = through(s.unseen, id); len(s.unseen) > 0 {
@@ -63,12 +60,12 @@ func (r *Reader) Back(id int64) {
 }
 
 // Restarted notes that the server was started anew: whoever held the sequence has ended, and names are given again.
-// Only prepared transactions have survived, and the next list tells of them. Ids whose log was not written yet when the server
-// crashed may be given again, so those above the cursor are not settled.
+// Only prepared transactions have survived, and the next list tells of those that have not ended before it. Ids whose log
+// was not written yet when the server crashed may be given again, so none is settled.
 func (r *Reader) Restarted() {
-	r.settled, r.candidate, r.candidateWaits, r.lastValue = min(r.settled, r.cursor), 0, nil, 0
+	r.settled, r.candidateWaits, r.lastValue = 0, nil, 0
 	for _, s := range r.spans {
-		s.waits, s.missed, s.again, s.isNew = nil, nil, true, true
+		s.waits, s.missed = holders{unlisted: {}}, nil
 	}
 }
 

@@ -13,8 +13,8 @@
 //
 //   - Every id up to the cursor was seen by a read, or is in a span, or is settled: no transaction that could commit it
 //     was running when a later snapshot did not show it.
-//   - A span waits for all transactions that may commit one of its ids, except those that ended before a snapshot in
-//     which it is yet to be read (again is true).
+//   - A span waits for every transaction that may commit one of its ids, until it was read in a snapshot that is younger
+//     than a list without that transaction.
 //   - What End calls seen is, of all that is visible in the fetch's snapshot, a prefix by id: nothing enters without
 //     what comes before it.
 package scan
@@ -54,17 +54,16 @@ type Reader struct {
 
 type holders map[Holder]struct{}
 
+// unlisted stands in a span's waits for those who ended before the others were listed. No list has it.
+var unlisted = Holder{}
+
 // span is a range of ids that was read, with those that the read did not show.
 type span struct {
 	unseen []Run
 	waits  holders
-	// again is set when unseen must be read in the next snapshot whoever has ended by then: of a new span, because a
-	// transaction may have ended between its snapshot and the list; else because those in missed were not in the last
-	// list, and may have ended after its snapshot.
-	again  bool
+	// missed are those of waits that the last list did not have. They may have ended after its snapshot, so unseen is to be
+	// read in the next one, too.
 	missed holders
-	// isNew is set until the list after the first snapshot that did not show unseen: it tells what the span waits for.
-	isNew bool
 }
 
 func (s *span) last() int64 { return s.unseen[len(s.unseen)-1].To }
@@ -88,7 +87,7 @@ type Fetch struct {
 func (r *Reader) Begin() *Fetch {
 	f := &Fetch{r: r, After: r.cursor, CatchUp: Run{1, 0}}
 	for _, s := range r.spans {
-		if s.again {
+		if len(s.missed) > 0 {
 			f.Again = append(f.Again, s.unseen...)
 		}
 	}
@@ -110,7 +109,7 @@ func (f *Fetch) Listed(list []Holder, lastValue int64) []Run {
 	}
 	var missed []Run
 	for _, s := range f.r.spans {
-		if !s.again && !s.waits.in(f.list) {
+		if len(s.missed) == 0 && len(s.waits.without(f.list)) > 0 {
 			missed = append(missed, s.unseen...)
 		}
 	}
@@ -127,8 +126,7 @@ func (f *Fetch) Through(caughtUp int64, seen []int64, cut bool) int64 {
 }
 
 // End takes the ids that were seen, ascending, of what Begin and Listed have asked for. With cut true there may be more
-// above the last of them: then nothing above counts as read. caughtUp is what
-// Through has returned.
+// above the last of them: then nothing above counts as read. caughtUp is what Through has returned.
 func (f *Fetch) End(seen []int64, cut bool, caughtUp int64) {
 	r := f.r
 	end := int64(math.MaxInt64)
@@ -142,7 +140,7 @@ func (f *Fetch) End(seen []int64, cut bool, caughtUp int64) {
 		s.update(f, seen, end)
 	}
 	r.spans = slices.DeleteFunc(r.spans, func(s *span) bool {
-		return len(s.unseen) == 0 || (!s.again && len(s.waits) == 0)
+		return len(s.unseen) == 0 || len(s.waits) == 0
 	})
 	r.advance(f, seen)
 	r.settle(f)
@@ -157,27 +155,13 @@ func (f *Fetch) End(seen []int64, cut bool, caughtUp int64) {
 // update takes what a fetch has shown of the span. Past end it has not been read, and stays due.
 func (s *span) update(f *Fetch, seen []int64, end int64) {
 	last := s.last()
-	s.unseen = without(s.unseen, seen)
-	if last > end || !f.listed {
+	if s.unseen = without(s.unseen, seen); last > end {
 		return
 	}
-	if s.isNew {
-		s.isNew, s.again, s.waits = false, true, maps.Clone(f.list)
-		return
-	}
-	for h := range s.missed { // they ended before the list before this snapshot
+	for h := range s.missed { // this snapshot is younger than the list without them
 		delete(s.waits, h)
 	}
-	s.again, s.missed = false, nil
-	for h := range s.waits {
-		if _, holds := f.list[h]; !holds {
-			if s.missed == nil {
-				s.missed = holders{}
-			}
-			s.missed[h] = struct{}{}
-			s.again = true
-		}
-	}
+	s.missed = s.waits.without(f.list)
 	s.waits.addPrepared(f.list)
 }
 
@@ -188,7 +172,9 @@ func (r *Reader) advance(f *Fetch, seen []int64) {
 		return
 	}
 	if unseen := above(gaps(r.cursor, seen), r.settled); len(unseen) > 0 && !r.InOrder {
-		r.spans = append(r.spans, &span{unseen: unseen, waits: maps.Clone(f.list), again: true})
+		s := &span{unseen: unseen, waits: holders{unlisted: {}}, missed: holders{unlisted: {}}}
+		maps.Copy(s.waits, f.list)
+		r.spans = append(r.spans, s)
 	}
 	r.cursor = seen[len(seen)-1]
 }
@@ -203,13 +189,11 @@ func (r *Reader) settle(f *Fetch) {
 		r.candidate, r.candidateWaits = r.lastValue, maps.Clone(f.list)
 	}
 	r.candidateWaits.addPrepared(f.list)
-	for h := range r.candidateWaits {
-		if _, holds := f.list[h]; !holds {
-			delete(r.candidateWaits, h)
-		}
+	for h := range r.candidateWaits.without(f.list) {
+		delete(r.candidateWaits, h)
 	}
 	if len(r.candidateWaits) == 0 {
-		r.settled, r.candidateWaits = max(r.settled, r.candidate), nil
+		r.settled, r.candidateWaits = r.candidate, nil
 	}
 	r.lastValue = f.last
 }
@@ -218,7 +202,7 @@ func (r *Reader) settle(f *Fetch) {
 func (r *Reader) merge() {
 	kept := r.spans[:0]
 	for _, s := range r.spans {
-		if n := len(kept); n > 0 && kept[n-1].waitsLike(s) {
+		if n := len(kept); n > 0 && maps.Equal(kept[n-1].waits, s.waits) {
 			kept[n-1].unseen = append(kept[n-1].unseen, s.unseen...)
 		} else {
 			kept = append(kept, s)
@@ -228,19 +212,17 @@ func (r *Reader) merge() {
 	r.spans = kept
 }
 
-func (s *span) waitsLike(o *span) bool {
-	return s.again == o.again && len(s.waits) == len(o.waits) && len(s.missed) == len(o.missed) &&
-		s.waits.in(o.waits) && s.missed.in(o.missed)
-}
-
-// in tells whether all of h are in other.
-func (h holders) in(other holders) bool {
+// without returns those of h that are not in list.
+func (h holders) without(list holders) (missed holders) {
 	for holder := range h {
-		if _, ok := other[holder]; !ok {
-			return false
+		if _, holds := list[holder]; !holds {
+			if missed == nil {
+				missed = holders{}
+			}
+			missed[holder] = struct{}{}
 		}
 	}
-	return true
+	return missed
 }
 
 // addPrepared adds the prepared transactions of a list: each may be one of h under its new name.

@@ -49,24 +49,24 @@ func without(runs []Run, seen []int64) []Run {
 	return append(left, runs[end:]...)
 }
 
-// above returns what of runs is above id.
+// above returns what of runs is above id, in their memory.
 func above(runs []Run, id int64) []Run {
 	for len(runs) > 0 && runs[0].To <= id {
 		runs = runs[1:]
 	}
 	if len(runs) > 0 && runs[0].From <= id {
-		runs = append([]Run{{id + 1, runs[0].To}}, runs[1:]...)
+		runs[0].From = id + 1
 	}
 	return runs
 }
 
-// through returns what of runs is not above id.
+// through returns what of runs is not above id, in their memory.
 func through(runs []Run, id int64) []Run {
 	for len(runs) > 0 && runs[len(runs)-1].From > id {
 		runs = runs[:len(runs)-1]
 	}
-	if n := len(runs); n > 0 && runs[n-1].To > id {
-		runs = append(append([]Run(nil), runs[:n-1]...), Run{runs[n-1].From, id})
+	if n := len(runs); n > 0 {
+		runs[n-1].To = min(runs[n-1].To, id)
 	}
 	return runs
 }

@@ -1,136 +1,161 @@
 package scan_test
 
 import (
-	"errors"
+	"flag"
 	"fmt"
+	"strings"
+	"testing"
 
+	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 )
 
-// world is a random history: transactions that come and go, a relay that acquires the slots in two parts, and a server
-// that restarts.
-type world struct {
-	t         *rapid.T
-	db        *database
-	relay     *relay
-	active    []*transaction
-	committed []row
-	names     int
-	slots     map[int]bool
+// author writes a random history while it is played: transactions that come and go, one relay or two that take slots from
+// each other, and servers that crash and fail over.
+type author struct {
+	t       *rapid.T
+	w       *world
+	history []string
+	two     bool
+	begun   int
 }
 
-var keys = []string{"a", "b", "c"}
-
-func newWorld(t *rapid.T) *world {
-	db := newDatabase()
-	w := &world{t: t, db: db, slots: map[int]bool{0: true}}
-	w.relay = newRelay(db, rapid.IntRange(1, 6).Draw(t, "limit"), rapid.IntRange(1, 8).Draw(t, "budget"))
-	w.relay.keep = rapid.Bool().Draw(t, "marks of their own")
-	w.relay.owns = func(slot int) bool { return w.slots[slot] }
-	return w
+// acts are what an author does next, one as likely as the other. There is a power of two of them.
+var acts = []string{
+	"begin", "begin", "begin", "begin", "begin", "publish", "publish", "publish", "publish", "publish", "publish",
+	"publish many", "~", "+", "+", "+", "-", "p", "r", "r", "r", "r", "r", "r", "f", "f", "f", "mark", "lose", "gain",
+	"back", "server",
 }
 
-func (w *world) run() {
-	for range rapid.IntRange(10, 120).Draw(w.t, "steps") {
-		w.act(rapid.SampledFrom([]string{
-			"begin", "publish", "publish", "publish many", "commit", "commit", "roll back", "savepoint", "prepare",
-			"relay", "relay", "relay", "relay", "relay", "mark", "acquire", "restart", "back",
-		}).Draw(w.t, "action"))
+func (a *author) write() {
+	a.two = a.oneIn(2, "two relays")
+	for _, second := range []bool{false, true} {
+		a.tell(second, fmt.Sprint("limit", rapid.IntRange(1, 6).Draw(a.t, "limit")))
+		a.tell(second, fmt.Sprint("budget", rapid.IntRange(1, 8).Draw(a.t, "budget")))
+		if a.oneIn(2, "keeps") {
+			a.tell(second, "keep")
+		}
 	}
-	for len(w.active) > 0 {
-		w.end(rapid.Bool().Draw(w.t, "commit"))
+	for range 32 + a.below(128, "acts") {
+		if a.act(acts[a.below(len(acts), "act")], a.two && a.oneIn(2, "second")); a.w.broker.err != nil {
+			break
+		}
 	}
-	settle(w.relay)
-	if !w.slots[1] {
-		w.slots[1] = true
-		w.relay.reader.Acquired(1)
-	}
-	settle(w.relay)
-	if err := errors.Join(w.relay.missed, check(w.relay.published, w.committed)); err != nil {
-		w.t.Fatal(err)
+	if err := a.w.finish(); err != nil {
+		a.t.Fatalf("%v, after: %s", err, strings.Join(a.history, " "))
 	}
 }
 
-func (w *world) act(action string) {
-	switch action {
+func (a *author) act(act string, second bool) {
+	switch act {
 	case "begin":
-		if len(w.active) < 5 {
-			w.names++
-			w.active = append(w.active, w.db.begin(fmt.Sprint(w.names)))
+		if len(a.w.db.txs) < 6 {
+			a.begun++
+			a.do(fmt.Sprint(a.begun, a.key()))
 		}
-	case "publish", "publish many", "savepoint":
-		if t := w.pick(false); t != nil {
-			key := rapid.IntRange(0, len(keys)-1).Draw(w.t, "key")
-			if w.db.lock(t, keys[key]) {
-				for range map[string]int{"publish": 1, "publish many": 6, "savepoint": 1}[action] {
-					w.db.publish(t, keys[key], key%2, action != "savepoint")
-				}
-			}
+	case "publish", "publish many", "~", "+", "-", "p":
+		if len(a.w.db.txs) > 0 {
+			a.transact(act)
 		}
-	case "commit", "roll back":
-		w.end(action == "commit")
-	case "prepare":
-		if t := w.pick(false); t != nil {
-			t.prepared = true
+	case "r", "f":
+		if a.relay(second).step == begin {
+			a.tell(second, []string{"list", "last"}[a.below(2, "order")])
+			a.maybe(4, second, "look")
+			a.maybe(8, second, "cold")
 		}
-	case "relay":
-		w.relay.advance()
-	case "mark":
-		w.relay.mark()
-	case "acquire":
-		if !w.slots[1] && w.relay.step == 0 && rapid.IntRange(0, 2).Draw(w.t, "acquire") == 0 {
-			w.slots[1] = true
-			w.relay.reader.Acquired(1)
-		}
-	case "restart":
-		if w.relay.step == 0 && rapid.IntRange(0, 2).Draw(w.t, "restart") == 0 {
-			w.restart()
-		}
+		a.maybe(8, second, "refuse")
+		a.tell(second, act)
+	case "lose", "gain":
+		a.tell(second, fmt.Sprint(act, a.below(2, "slot")))
 	case "back":
-		if w.relay.step == 0 && rapid.IntRange(0, 9).Draw(w.t, "back") == 0 {
-			w.relay.reader.Back(rapid.Int64Range(0, w.db.next).Draw(w.t, "to"))
+		if a.oneIn(2, "goes back") {
+			a.tell(second, fmt.Sprint("back", a.id("to")))
+		}
+	case "server":
+		switch a.below(16, "event") {
+		case 15:
+			a.do(fmt.Sprint("failover", a.id("through"), ",", a.id("undeleted")))
+		case 14, 13:
+			a.do(fmt.Sprint("crash", a.id("next")+3))
+		}
+	default:
+		a.tell(second, act)
+	}
+}
+
+func (a *author) transact(act string) {
+	t := a.w.db.txs[rapid.IntRange(0, len(a.w.db.txs)-1).Draw(a.t, "transaction")]
+	times := 1
+	switch act {
+	case "publish many":
+		times = 6
+		fallthrough
+	case "publish":
+		act = a.key()
+	}
+	for name, of := range a.w.txs {
+		for ; of == t && times > 0; times-- {
+			a.do(name + act)
 		}
 	}
 }
 
-// pick returns a transaction that is running.
-func (w *world) pick(orPrepared bool) *transaction {
-	if len(w.active) == 0 {
-		return nil
+// do makes a step, if it is possible.
+func (a *author) do(step string) {
+	if a.w.do(step) {
+		a.history = append(a.history, step)
 	}
-	t := w.active[rapid.IntRange(0, len(w.active)-1).Draw(w.t, "transaction")]
-	if t.prepared && !orPrepared {
-		return nil
-	}
-	return t
 }
 
-func (w *world) end(commit bool) {
-	t := w.pick(true)
-	if t == nil {
-		return
+// tell is do for a relay.
+func (a *author) tell(second bool, step string) {
+	if second {
+		step = strings.ToUpper(step)
 	}
-	if commit {
-		w.committed = append(w.committed, t.wrote...)
-	}
-	w.db.end(t, commit)
-	w.forgetEnded()
+	a.do(step)
 }
 
-// restart ends all but what is prepared. Names of transactions start again.
-func (w *world) restart() {
-	w.db.restart()
-	w.forgetEnded()
-	w.names = 0
-	w.relay.reader.Restarted()
+func (a *author) relay(second bool) *relay {
+	if second {
+		return a.w.relays[1]
+	}
+	return a.w.relays[0]
 }
 
-func (w *world) forgetEnded() {
-	kept := w.active[:0]
-	for _, t := range w.active {
-		if !t.ended {
-			kept = append(kept, t)
+func (a *author) maybe(n int, second bool, step string) {
+	if a.oneIn(n, step) {
+		a.tell(second, step)
+	}
+}
+
+func (a *author) oneIn(n int, label string) bool { return a.below(n, label) == n-1 }
+
+// below draws from [0, n), without rapid's preference for small numbers. n is a power of two.
+func (a *author) below(n int, label string) (drawn int) {
+	for ; n > 1; n /= 2 {
+		drawn *= 2
+		if rapid.Bool().Draw(a.t, label) {
+			drawn++
 		}
 	}
-	w.active = kept
+	return drawn
+}
+
+func (a *author) key() string { return string(rune('a' + a.below(keys, "key"))) }
+
+// id draws one that was taken, or the one before or after.
+func (a *author) id(label string) int64 { return rapid.Int64Range(0, a.w.db.next).Draw(a.t, label) }
+
+// What comes out as a failure is a history to be played.
+func TestReader_LosesAndReordersNothing_InRandomHistories(t *testing.T) {
+	checks := flag.Lookup("rapid.checks")
+	defer func(before string) { require.NoError(t, checks.Value.Set(before)) }(checks.Value.String())
+	switch {
+	case checks.Value.String() != checks.DefValue: // it was asked for
+	case testing.Short(): // rapid makes a fifth of it
+		require.NoError(t, checks.Value.Set("5000"))
+	default:
+		require.NoError(t, checks.Value.Set("10000"))
+	}
+	rapid.Check(t, func(t *rapid.T) { (&author{t: t, w: newWorld()}).write() })
 }
