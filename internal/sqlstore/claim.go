@@ -37,13 +37,9 @@ func (e *Engine) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Messa
 	e.mu.Lock()
 	e.tell = func(event outbox.Event) { observer.Observe(eventCtx, event) }
 	e.present = e.present && time.Since(e.lastClaim) < e.ttl // else it may have left
-	e.lastClaim, e.claiming = time.Now(), true
+	e.lastClaim = time.Now()
 	e.mu.Unlock()
-	defer func() {
-		e.mu.Lock()
-		e.claiming = false
-		e.mu.Unlock()
-	}()
+	defer e.calling()()
 	if !e.checked {
 		if err := e.CheckSchema(ctx); err != nil {
 			return nil, err

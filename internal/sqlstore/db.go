@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"time"
 
 	"github.com/watermill-outbox/outbox"
 )
@@ -170,6 +171,9 @@ func (c sqlConn) Query(ctx context.Context, query string, args []any, each func(
 	return eachRow(rows, each)
 }
 
+// endTimeout is how long an ownTx may take to commit or roll back.
+const endTimeout = 30 * time.Second
+
 type ownTx struct {
 	sqlConn
 	tx   *sql.Tx
@@ -181,11 +185,13 @@ func (t *ownTx) Handle() any { return t.tx }
 
 func (t *ownTx) Commit() error {
 	defer t.close()
+	defer time.AfterFunc(endTimeout, t.end).Stop()
 	return t.tx.Commit()
 }
 
 func (t *ownTx) Rollback() error {
 	defer t.close()
+	defer time.AfterFunc(endTimeout, t.end).Stop()
 	return t.tx.Rollback()
 }
 

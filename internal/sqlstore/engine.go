@@ -90,10 +90,10 @@ type Engine struct {
 	leases    map[int]time.Time          // slot → end by the local monotonic clock, a little before the database's
 	clockDiff time.Duration              // what the database's clock is ahead of ours
 	tell      func(outbox.Event)
-	events    []outbox.Event     // not told yet
-	stopBeat  context.CancelFunc // nil while there is no heartbeat
-	lastClaim time.Time          // when the last has begun
-	claiming  bool               // it has not ended
+	events    []outbox.Event          // not told yet
+	stopBeat  context.CancelFunc      // nil while there is no heartbeat
+	lastClaim time.Time               // when the last has begun
+	calls     map[*time.Time]struct{} // of Claim and Settle that have not ended, by when they have begun
 	closed    bool
 
 	begun    time.Time    // what claim.Queue counts time from
@@ -134,6 +134,7 @@ func New(self outbox.Store, db DB, dialect Dialect, opts Options) (*Engine, erro
 		tell: func(outbox.Event) {}, begun: time.Now(), sweepInterval: opts.SweepInterval, minPatience: opts.MinPatience,
 		reader: scan.Reader{InOrder: !dialect.Late},
 	}
+	e.calls = map[*time.Time]struct{}{}
 	e.notified.Store(math.MinInt64 / 2)
 	e.forget()
 	return e, nil

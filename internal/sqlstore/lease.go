@@ -229,9 +229,9 @@ func (e *Engine) renew(ctx context.Context) {
 	defer cancel()
 	e.mu.Lock()
 	held, idle := maps.Clone(e.leases), time.Since(e.lastClaim) >= e.ttl
-	hangs := e.claiming && time.Since(e.lastClaim) > e.patience()+e.ttl
+	hangs := e.hangs()
 	e.mu.Unlock()
-	if hangs { // its driver does not go by its deadline, as lib/pq: let others have the slots
+	if hangs { // let others have the slots
 		return
 	}
 	if e.dialect.Slots > 1 {
@@ -259,6 +259,30 @@ func (e *Engine) renew(ctx context.Context) {
 			e.leases[slot] = time.Time{} // somebody else has it
 		}
 	}
+}
+
+// calling notes that a call has begun; what it returns notes that it has ended.
+func (e *Engine) calling() (ended func()) {
+	begun := time.Now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.calls[&begun] = struct{}{}
+	return func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.calls, &begun)
+	}
+}
+
+// hangs tells whether a call has not ended long after it should have: its driver does not go by its deadline, as lib/pq. The
+// caller holds mu.
+func (e *Engine) hangs() bool {
+	for begun := range e.calls {
+		if time.Since(*begun) > e.patience()+e.ttl {
+			return true
+		}
+	}
+	return false
 }
 
 // dropExpired gives up the claims of slots whose lease has ended.

@@ -18,6 +18,7 @@ func (e *Engine) Settle(ctx context.Context, outcomes ...outbox.Outcome) error {
 	if err := claim.CheckOutcomes(outcomes); err != nil {
 		return e.fail("settle", err)
 	}
+	defer e.calling()()
 	known, unknown := e.claimed(outcomes)
 	if err := e.write(ctx, known); err != nil {
 		return e.fail("settle", err)

@@ -65,14 +65,16 @@ func (s *Store) Notify(ctx context.Context, wake func()) error {
 }
 
 func (s *Store) wakeForLate(ctx context.Context, wake func()) {
-	ticker := time.NewTicker(lateInterval)
+	const idleTicks = int(time.Second / lateInterval) // there may be such a transaction, and nobody has looked
+	ticks, ticker := 0, time.NewTicker(lateInterval)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			if s.Expecting() {
+			ticks++
+			if s.Expecting() || ticks%idleTicks == 0 {
 				wake()
 			}
 		}
