@@ -114,7 +114,7 @@ func (e *Engine) readSnapshot(
 			runs, err := e.listed(fetch, seen)
 			return e.readRuns(&missed, runs, n, maxBytes), err
 		}
-		if e.dialect.Late && (len(shown.ids) > 0 || e.mustLook()) {
+		if e.dialect.Late && (len(shown.ids)+len(catchUp.ids) > 0 || e.mustLook()) {
 			return []Query{e.look(&seen)}, nil
 		}
 		return nil, nil
@@ -173,7 +173,8 @@ func (e *Engine) readDue(ctx context.Context, n, maxBytes int) (more bool, err e
 			last = dueCursor{at: at, id: shown.last()}
 		}
 		for _, r := range shown.rows {
-			if r.id <= cursor && r.msg.Retries == 0 { // others are read by id, when they are not yet known
+			// Others are read by id, when they are not yet known: with those of their key that come before them.
+			if r.id <= cursor && r.msg.Retries == 0 && !e.reader.Expects(r.slot, r.id) {
 				e.enter(r, time.Time{})
 			}
 		}
