@@ -13,6 +13,8 @@ import (
 const (
 	// partTimeout bounds the attempt to mark a part of what could not be marked together.
 	partTimeout = time.Second
+	// partsEvery is after how many attempts to mark a batch whole its parts are tried.
+	partsEvery = 3
 	// maxRefusal is how often, at the least, it is tried again to mark a message that could not be marked alone.
 	maxRefusal = 30 * time.Second
 )
@@ -103,6 +105,12 @@ func (m *marker) context(timeout time.Duration) (context.Context, context.Cancel
 
 // settle tells the store once.
 func (m *marker) settle(outcomes []Outcome, timeout time.Duration) bool {
+	log := m.cfg.Logger.Error
+	if timeout == partTimeout { // one of many attempts
+		log = func(msg string, err error, fields watermill.LogFields) {
+			m.cfg.Logger.Debug(msg, fields.Add(watermill.LogFields{"err": err}))
+		}
+	}
 	ctx, cancel := m.context(timeout)
 	defer cancel()
 	err := m.store.Settle(ctx, outcomes...)
@@ -110,7 +118,7 @@ func (m *marker) settle(outcomes []Outcome, timeout time.Duration) bool {
 	case errors.Is(err, ErrNotClaimed): // the others are settled
 		m.cfg.Logger.Debug("Some of the marked messages were not claimed any more", watermill.LogFields{"err": err})
 	case err != nil:
-		m.cfg.Logger.Error("Marking messages failed, will be tried again", err, watermill.LogFields{
+		log("Marking messages failed, will be tried again", err, watermill.LogFields{
 			"messages": len(outcomes), "first_outbox_id": outcomes[0].ID,
 		})
 		return errors.Is(err, ErrClosed)
@@ -142,7 +150,10 @@ func (m *marker) tryLeft() {
 		return
 	}
 	rand.Shuffle(len(left), func(i, j int) { left[i], left[j] = left[j], left[i] }) //nolint:gosec // guards nothing
-	failed := m.parts(left)
+	failed := left
+	if m.passed || (m.tries%partsEvery == 0 && !m.claimsFail.Load()) { // else it is the database that is not there
+		failed = m.parts(left)
+	}
 	if len(failed) == len(left) && !m.passed { // nothing can be marked, it seems
 		m.left = failed
 		m.putOff()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -70,9 +71,10 @@ type relay struct {
 	lastGrant   time.Time
 	lastActive  time.Time
 	pollDelay   time.Duration
-	claimErr    error     // of the last claim
-	lastClaimed time.Time // when a claim was last answered, if ever
-	claimFails  int       // in a row, ErrNoLease aside
+	claimErr    error       // of the last claim
+	claimsFail  atomic.Bool // for the marker
+	lastClaimed time.Time   // when a claim was last answered, if ever
+	claimFails  int         // in a row, ErrNoLease aside
 	stopping    bool
 	deadline    <-chan time.Time // the close timeout, once stopping
 	fatal       error            // what has stopped it, if not its context
@@ -281,6 +283,7 @@ func (r *relay) take(c claimed, now time.Time) {
 	}
 	r.f.claimedOnce(true)
 	r.lastClaimed = now
+	r.claimsFail.Store(false)
 	r.drained = r.drain && c.idle && len(c.msgs) == 0
 	switch {
 	case r.full:
@@ -303,6 +306,7 @@ func (r *relay) take(c claimed, now time.Time) {
 // claimFailed decides whether waiting may mend what is wrong.
 func (r *relay) claimFailed(err error, now time.Time) {
 	noLease := errors.Is(err, ErrNoLease)
+	r.claimsFail.Store(true)
 	if !noLease {
 		r.claimFails++
 	}
