@@ -114,9 +114,10 @@ func (i *interleavings) replay() *world {
 func TestReader_LosesAndReordersNothing_InAnyInterleavingOfThreeTransactionsOnTwoKeys(t *testing.T) {
 	for transactions, events := range map[string][]string{
 		"1a 1+ 2a 2- 3a 3+":    {"", "refuse", "lose0", "loseall", "crash", "failover1"},
-		"1a 1- 2b 2+ 3b 3+":    {"", "refuse", "lose0", "loseall", "crash", "failover1"},
-		"1a 1+ 2a 2+ 3b 3+":    {"", "refuse", "lose0", "loseall"},
+		"1a 1- 2b 2+ 3b 3+":    {"", "refuse", "lose0", "loseall", "failover1"},
+		"1a 1+ 2a 2+ 3b 3+":    {"", "lose0", "loseall"},
 		"1a 1+ 2a 2b 2+ 3b 3+": {""},
+		"1a 1p 1+ 2b 2+ 3a 3+": {"", "crash"},
 	} {
 		if testing.Short() && transactions != "1a 1+ 2a 2- 3a 3+" {
 			continue

@@ -157,7 +157,7 @@ func (r *relay) begin() {
 		r.hot = r.between(r.fetch.After+1, 1<<62, r.limit)
 	}
 	r.step = look
-	if r.fetch.Quiet() && len(r.hot) == 0 && !r.looks {
+	if r.fetch.Quiet() && len(r.hot)+len(r.catch) == 0 && !r.looks {
 		r.step = end
 	}
 }
