@@ -65,7 +65,11 @@ func (r *relay) mark() {
 
 // take tells the store of a batch, and the loop of what that frees.
 func (m *marker) take(batch marks) {
-	if len(batch.outcomes) > 0 && !m.settle(batch.outcomes, settleTimeout) {
+	switch {
+	case len(batch.outcomes) == 0: // that says nothing of the others
+	case m.settle(batch.outcomes, settleTimeout):
+		m.passed = len(m.left) > 0
+	default:
 		for i, o := range batch.outcomes {
 			m.left = append(m.left, unmarked{o, batch.sizes[i]})
 			batch.bytes -= batch.sizes[i]
@@ -73,8 +77,6 @@ func (m *marker) take(batch marks) {
 		batch.items -= len(batch.outcomes)
 		batch.outcomes = nil
 		m.putOff()
-	} else {
-		m.passed = len(m.left) > 0
 	}
 	if len(batch.released) > 0 {
 		ctx, cancel := m.context(settleTimeout)
