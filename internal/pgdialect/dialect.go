@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io/fs"
 	"time"
@@ -58,13 +57,9 @@ func timeFrom(v any) (time.Time, error) {
 	return t, nil
 }
 
-// isMissing goes by the SQLSTATE of undefined tables, columns and schemas. The errors of both pgx and lib/pq have it.
+// isMissing goes by the SQLSTATE of undefined tables, columns and schemas.
 func isMissing(err error) bool {
-	var withState interface{ SQLState() string }
-	if !errors.As(err, &withState) {
-		return false
-	}
-	switch withState.SQLState() {
+	switch sqlstore.SQLState(err) {
 	case "42P01", "42703", "3F000":
 		return true
 	}

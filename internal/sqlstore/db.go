@@ -171,8 +171,8 @@ func (c sqlConn) Query(ctx context.Context, query string, args []any, each func(
 	return eachRow(rows, each)
 }
 
-// endTimeout is how long an ownTx may take to commit or roll back.
-const endTimeout = 30 * time.Second
+// EndTimeout is how long a transaction of the engine's own may take to commit or roll back.
+const EndTimeout = 30 * time.Second
 
 type ownTx struct {
 	sqlConn
@@ -185,13 +185,13 @@ func (t *ownTx) Handle() any { return t.tx }
 
 func (t *ownTx) Commit() error {
 	defer t.close()
-	defer time.AfterFunc(endTimeout, t.end).Stop()
+	defer time.AfterFunc(EndTimeout, t.end).Stop()
 	return t.tx.Commit()
 }
 
 func (t *ownTx) Rollback() error {
 	defer t.close()
-	defer time.AfterFunc(endTimeout, t.end).Stop()
+	defer time.AfterFunc(EndTimeout, t.end).Stop()
 	return t.tx.Rollback()
 }
 

@@ -132,9 +132,8 @@ func New(self outbox.Store, db DB, dialect Dialect, opts Options) (*Engine, erro
 	e := &Engine{
 		self: self, db: db, dialect: dialect, names: names, sql: q, ttl: opts.LeaseTTL, owner: instanceName(),
 		tell: func(outbox.Event) {}, begun: time.Now(), sweepInterval: opts.SweepInterval, minPatience: opts.MinPatience,
-		reader: scan.Reader{InOrder: !dialect.Late},
+		reader: scan.Reader{InOrder: !dialect.Late}, calls: map[*time.Time]struct{}{},
 	}
-	e.calls = map[*time.Time]struct{}{}
 	e.notified.Store(math.MinInt64 / 2)
 	e.forget()
 	return e, nil

@@ -388,9 +388,7 @@ func (e *Engine) releaseAll(ctx context.Context) error {
 // again runs a statement up to three times, where it has lost against another: a database may have serializable as its default.
 func again(statement func() error) (err error) {
 	for range 3 {
-		err = statement()
-		var withState interface{ SQLState() string }
-		if !errors.As(err, &withState) || !strings.HasPrefix(withState.SQLState(), "40") {
+		if err = statement(); !strings.HasPrefix(SQLState(err), "40") {
 			break
 		}
 	}

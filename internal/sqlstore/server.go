@@ -78,13 +78,21 @@ func (e *Engine) Expecting() bool { return e.expecting.Load() }
 // mustLook tells that it is time to look whether the server is still the same.
 func (e *Engine) mustLook() bool { return e.dialect.Late && time.Since(e.looked) >= lookInterval }
 
+// SQLState returns the SQLSTATE of a server's error, or nothing. Those of both pgx and lib/pq have it.
+func SQLState(err error) string {
+	var withState interface{ SQLState() string }
+	if errors.As(err, &withState) {
+		return withState.SQLState()
+	}
+	return ""
+}
+
 // readOnly is the SQLSTATE of a statement that writes where nobody can.
 const readOnly = "25006"
 
 // refuseStandby returns errStandby where that is the cause of err, and err otherwise.
 func (e *Engine) refuseStandby(ctx context.Context, err error) error {
-	var withState interface{ SQLState() string }
-	if !e.dialect.Late || !errors.As(err, &withState) || withState.SQLState() != readOnly {
+	if !e.dialect.Late || SQLState(err) != readOnly {
 		return err
 	}
 	var now sight

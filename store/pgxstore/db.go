@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"reflect"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -13,9 +12,6 @@ import (
 	"github.com/watermill-outbox/outbox"
 	"github.com/watermill-outbox/outbox/internal/sqlstore"
 )
-
-// endTimeout is how long a transaction of the engine's own may take to commit or roll back.
-const endTimeout = 30 * time.Second
 
 // querier is a pool or a transaction.
 type querier interface {
@@ -85,7 +81,7 @@ func (d poolDB) Snapshot(
 			return pipeline(ctx, conn, "", then, "commit")
 		}
 	}
-	endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sqlstore.EndTimeout)
 	defer cancel()
 	_, _ = conn.Exec(endCtx, "rollback") // else the pool would close the connection
 	return err
@@ -134,13 +130,13 @@ type ownTx struct {
 func (t ownTx) Handle() any { return t.tx }
 
 func (t ownTx) Commit() error {
-	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), sqlstore.EndTimeout)
 	defer cancel()
 	return t.tx.Commit(ctx)
 }
 
 func (t ownTx) Rollback() error {
-	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), sqlstore.EndTimeout)
 	defer cancel()
 	return t.tx.Rollback(ctx)
 }
