@@ -6,9 +6,11 @@ SHELL := bash
 TOOLS := $(CURDIR)/.cache/bin
 GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT := $(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION)
+GOTESTSUM_VERSION := v1.13.0
+GOTESTSUM := $(TOOLS)/gotestsum-$(GOTESTSUM_VERSION)
 
 # Every module of the repository; go.work joins them.
-PACKAGES := ./... ./examples/...
+PACKAGES := ./... ./examples/... ./test/...
 
 .PHONY: help
 help: ## List the targets
@@ -23,19 +25,25 @@ services-down: ## Stop those that were started from here
 	@services/services down
 
 .PHONY: test
-test: services ## Run all tests, with the race detector
+test: services $(GOTESTSUM) ## Run all tests, with the race detector
 	go vet $(PACKAGES)
 	go test -race -timeout 30m ./...
 	go test -race -count=1 ./examples/... # they build programs, whose changes the cache of tests does not see
+	$(GOTESTSUM) --format testname -- -race -count=1 -timeout 30m ./test/...
+	$(GOTESTSUM) --format testname -- -count=1 -timeout 30m -run RabbitMQ ./test/brokers # see rabbitmq_test.go
 
 .PHONY: test-short
 test-short: services ## Run all tests but the long ones, without the race detector
 	go test -short ./...
-	go test -short -count=1 ./examples/...
+	go test -short -count=1 ./examples/... ./test/...
 
 .PHONY: stress
 stress: services ## Run the tests of root and of the stores fifty times over
 	go test -race -count=50 -short -timeout=60m . ./store/...
+
+.PHONY: stress-brokers
+stress-brokers: services ## Run Watermill's suite STRESS_TEST_COUNT (10) times at once on each broker
+	go test -count=1 -tags stress -timeout 4h -run TestStress ./test/brokers
 
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (30s)
@@ -61,6 +69,11 @@ bench-postgres: services ## Compare on PostgreSQL, and measure latencies: ten mi
 	$(BENCH_POSTGRES) -benchtime 2x -bench Latency_WhileAHundredWritersAreHeld
 	$(BENCH_POSTGRES) -benchtime 10x -bench Latency_OfTheFirstMessageAfterSilence
 
+.PHONY: bench-brokers
+bench-brokers: services ## Compare with publishing to Kafka directly, and measure each broker by concurrency
+	go test -run '^$$' -timeout 30m -benchtime 5x -bench Kafka ./test/brokers
+	go test -run '^$$' -timeout 30m -benchtime 1x -bench Brokers ./test/brokers
+
 .PHONY: quickstart
 quickstart: ## Run the example that shows everything
 	go run ./examples/quickstart
@@ -69,13 +82,20 @@ quickstart: ## Run the example that shows everything
 lint: $(GOLANGCI_LINT) ## Check style, layers and common mistakes
 	$(GOLANGCI_LINT) run ./...
 	cd examples && $(GOLANGCI_LINT) run --config ../.golangci.yml ./...
+	cd test && $(GOLANGCI_LINT) run --config ../.golangci.yml ./...
 
 .PHONY: fmt
 fmt: $(GOLANGCI_LINT) ## Format all code
 	$(GOLANGCI_LINT) fmt ./...
 	cd examples && $(GOLANGCI_LINT) fmt --config ../.golangci.yml ./...
+	cd test && $(GOLANGCI_LINT) fmt --config ../.golangci.yml ./...
 
 $(GOLANGCI_LINT):
 	@mkdir -p $(TOOLS)
 	GOWORK=off GOBIN=$(TOOLS) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
 	mv $(TOOLS)/golangci-lint $@
+
+$(GOTESTSUM):
+	@mkdir -p $(TOOLS)
+	GOWORK=off GOBIN=$(TOOLS) go install gotest.tools/gotestsum@$(GOTESTSUM_VERSION)
+	mv $(TOOLS)/gotestsum $@

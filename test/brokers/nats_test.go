@@ -1,0 +1,85 @@
+package brokers_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	watermillnats "github.com/ThreeDotsLabs/watermill-nats/v2/pkg/nats"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
+	"github.com/nats-io/nats.go"
+	"github.com/stretchr/testify/require"
+)
+
+type natsBroker struct{ url string }
+
+func newNATS(testing.TB) broker {
+	return natsBroker{address("WATERMILL_TEST_NATS_URL", "nats://127.0.0.1:24222")}
+}
+
+func (n natsBroker) Publisher(t testing.TB, net *network) message.Publisher {
+	t.Helper()
+	publisher, err := watermillnats.NewPublisher(watermillnats.PublisherConfig{
+		URL: n.url,
+		NatsOptions: []nats.Option{
+			nats.SetCustomDialer(net),
+			nats.MaxReconnects(-1), // by default the client gives up after two minutes, and the process must be restarted
+			nats.ReconnectWait(200 * time.Millisecond),
+			nats.ReconnectBufSize(-1), // by default it keeps 8 MB to send later, for whose acks nobody waits any more
+		},
+		JetStream: watermillnats.JetStreamConfig{
+			TrackMsgId: true, // JetStream drops what comes again within the stream's Duplicates window
+			// AutoProvision asks for the stream before each message, and makes streams that are called like topics, which
+			// must then have no dots.
+			AutoProvision: false,
+		},
+	}, quiet)
+	require.NoError(t, err, "no NATS: run `make services`, or name one in WATERMILL_TEST_NATS_URL")
+	return publisher
+}
+
+func (n natsBroker) Subscriber(t testing.TB, group string) message.Subscriber {
+	t.Helper()
+	subscriber, err := watermillnats.NewSubscriber(watermillnats.SubscriberConfig{
+		URL:              n.url,
+		QueueGroupPrefix: group,
+		JetStream: watermillnats.JetStreamConfig{
+			SubscribeOptions: []nats.SubOpt{nats.DeliverAll(), nats.AckExplicit()},
+			DurablePrefix:    group,
+			AckAsync:         true,
+		},
+	}, quiet)
+	require.NoError(t, err)
+	return subscriber
+}
+
+func (n natsBroker) CreateTopic(t testing.TB, topic string) {
+	t.Helper()
+	conn, err := nats.Connect(n.url)
+	require.NoError(t, err)
+	defer conn.Close()
+	js, err := conn.JetStream()
+	require.NoError(t, err)
+	_, err = js.AddStream(&nats.StreamConfig{Name: topic, Subjects: []string{topic}})
+	require.NoError(t, err)
+}
+
+func (natsBroker) Refuse(msg *message.Message) bool {
+	msg.Payload = make([]byte, 2<<20) // max_payload is 1 MiB
+	return true
+}
+
+func (natsBroker) IsPermanent(err error) bool {
+	return errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, nats.ErrBadSubject)
+}
+
+func (natsBroker) Features() tests.Features {
+	return tests.Features{
+		ConsumerGroups:                      true,
+		GuaranteedOrder:                     true,
+		GuaranteedOrderWithSingleSubscriber: true,
+		Persistent:                          true,
+		NewSubscriberReceivesOldMessages:    true,
+	}
+}

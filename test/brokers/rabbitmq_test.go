@@ -1,0 +1,66 @@
+// The client of watermill-amqp v3.0.2 has a data race of its own when a connection ends: ConnectionWrapper.connected is
+// replaced without its lock.
+//go:build !race
+
+package brokers_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
+	amqp091 "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+)
+
+type rabbitMQ struct{ uri string }
+
+func init() { brokers["RabbitMQ"] = newRabbitMQ }
+
+func newRabbitMQ(testing.TB) broker {
+	return rabbitMQ{address("WATERMILL_TEST_AMQP_URI", "amqp://guest:guest@127.0.0.1:25672/")}
+}
+
+func (r rabbitMQ) Publisher(t testing.TB, net *network) message.Publisher {
+	t.Helper()
+	publisher, err := amqp.NewPublisher(r.publisherConfig(net), quiet)
+	require.NoError(t, err, "no RabbitMQ: run `make services`, or name one in WATERMILL_TEST_AMQP_URI")
+	return publisher
+}
+
+func (r rabbitMQ) publisherConfig(net *network) amqp.Config {
+	config := amqp.NewDurablePubSubConfig(r.uri, nil)
+	config.Publish.ConfirmDelivery = true // without it Publish returns before the broker has the message
+	config.Connection.Reconnect = &amqp.ReconnectConfig{
+		BackoffInitialInterval: 200 * time.Millisecond, BackoffMultiplier: 1.5, BackoffMaxInterval: 5 * time.Second,
+	}
+	config.Connection.AmqpConfig = &amqp091.Config{Dial: net.Dial}
+	return config
+}
+
+func (r rabbitMQ) Subscriber(t testing.TB, group string) message.Subscriber {
+	t.Helper()
+	subscriber, err := amqp.NewSubscriber(amqp.NewDurablePubSubConfig(r.uri, amqp.GenerateQueueNameTopicNameWithSuffix(group)), quiet)
+	require.NoError(t, err)
+	return subscriber
+}
+
+// CreateTopic has nothing to do: the publisher declares the exchange. (Which keeps nothing while no queue is bound to it.)
+func (rabbitMQ) CreateTopic(testing.TB, string) {}
+
+func (rabbitMQ) Refuse(msg *message.Message) bool {
+	return false // up to 128 MiB it takes everything
+}
+
+func (rabbitMQ) IsPermanent(error) bool { return false }
+
+func (rabbitMQ) Features() tests.Features {
+	return tests.Features{
+		ConsumerGroups:                      true,
+		GuaranteedOrder:                     true,
+		GuaranteedOrderWithSingleSubscriber: true,
+		Persistent:                          true,
+	}
+}

@@ -1,0 +1,89 @@
+package brokers_test
+
+import (
+	"context"
+	"maps"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/internal/pgtest"
+	"github.com/watermill-outbox/outbox/store/pgxstore"
+	"github.com/watermill-outbox/outbox/store/sqlite"
+)
+
+var stores = map[string]func(t *testing.T) outbox.Store{
+	"SQLite":     newSQLiteStore,
+	"PostgreSQL": newPostgresStore,
+}
+
+func newSQLiteStore(t *testing.T) outbox.Store {
+	t.Helper()
+	db, err := sqlite.Open(t.TempDir() + "/outbox.db")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	store, err := sqlite.New(db)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, store.Close()) })
+	require.NoError(t, store.Migrate(t.Context()))
+	return store
+}
+
+func newPostgresStore(t *testing.T) outbox.Store {
+	t.Helper()
+	pool, err := pgxpool.New(t.Context(), pgtest.V15.URL())
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	store, err := pgxstore.New(pool, pgxstore.WithSchema(pgtest.Schema(t, pgtest.V15)))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, store.Close()) })
+	require.NoError(t, store.Migrate(t.Context()))
+	return store
+}
+
+// Watermill's suite for Pub/Subs, with the outbox and a Forwarder between publisher and broker.
+func TestUniversal(t *testing.T) { forEachPubSub(t, tests.TestPubSub) }
+
+type universalSuite func(*testing.T, tests.Features, tests.PubSubConstructor, tests.ConsumerGroupPubSubConstructor)
+
+func forEachPubSub(t *testing.T, suite universalSuite) {
+	universal := maps.Clone(brokers)
+	universal["Go channels"] = newPersistentChannels
+	for brokerName, newBroker := range universal {
+		t.Run(brokerName, func(t *testing.T) {
+			for storeName, newStore := range stores {
+				t.Run(storeName, func(t *testing.T) { runUniversal(t, suite, newBroker(t), newStore(t)) })
+			}
+		})
+	}
+}
+
+// runUniversal has one Forwarder for the whole of a suite, which goes on when a test closes its publisher.
+func runUniversal(t *testing.T, suite universalSuite, b broker, store outbox.Store) {
+	publisher := b.Publisher(t, &network{})
+	t.Cleanup(func() { require.NoError(t, publisher.Close()) })
+	f, err := outbox.NewForwarder(store, publisher)
+	require.NoError(t, err)
+	ended := make(chan error, 1)
+	go func() { ended <- f.Run(context.Background()) }() // ends when it is closed
+	t.Cleanup(func() {
+		require.NoError(t, f.Close())
+		require.NoError(t, <-ended)
+	})
+	// The suite looks at the order of messages of one payload.
+	byPayload := outbox.WithKeyFunc(func(topic string, msg *message.Message) (string, error) {
+		return topic + "/" + string(msg.Payload), nil
+	})
+	withGroup := func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
+		saves, err := outbox.NewPublisher(store, outbox.WithOwnTx(), byPayload) // a transaction for each Publish
+		require.NoError(t, err)
+		return saves, b.Subscriber(t, group)
+	}
+	suite(t, b.Features(), func(t *testing.T) (message.Publisher, message.Subscriber) {
+		return withGroup(t, "")
+	}, withGroup)
+}
