@@ -25,12 +25,13 @@ type order struct {
 }
 
 type api struct {
-	pool  *pgxpool.Pool
-	store *pgxstore.Store
+	pool   *pgxpool.Pool
+	store  *pgxstore.Store
+	topics topics
 }
 
-func newAPI(pool *pgxpool.Pool, store *pgxstore.Store) http.Handler {
-	a := api{pool, store}
+func newAPI(pool *pgxpool.Pool, store *pgxstore.Store, topics topics) http.Handler {
+	a := api{pool, store, topics}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /orders", a.place)
 	mux.HandleFunc("GET /orders/{id}", a.get)
@@ -57,7 +58,7 @@ func (a api) place(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return err
 		}
-		return a.store.Publisher(tx).Publish(topicPlaced, msg)
+		return a.store.Publisher(tx).Publish(a.topics.placed, msg)
 	})
 	if err != nil {
 		fail(w, "Placing an order failed", err)

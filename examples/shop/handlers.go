@@ -16,11 +16,15 @@ import (
 	"github.com/watermill-outbox/outbox/store/pgxstore"
 )
 
-const (
-	topicPlaced   = "orders.placed"
-	topicBilled   = "orders.billed"
-	topicPoisoned = "orders.poisoned"
-)
+// topics are the names that the shop's events have at the broker.
+type topics struct{ placed, billed, poisoned string }
+
+func topicsOf(shop string) topics {
+	return topics{shop + ".placed", shop + ".billed", shop + ".poisoned"}
+}
+
+// subscribe returns the subscriber of a handler to a topic.
+type subscribe func(handler, topic string) (message.Subscriber, error)
 
 // event is what happened to an order. The topic says what.
 type event struct {
@@ -40,7 +44,7 @@ func (e event) message() (*message.Message, error) {
 
 // newRouter has each message handled once. The order of the middleware matters: what retries and gives up is outside of
 // the Deduplicator, so that each attempt has a transaction of its own; what limits an attempt is inside.
-func newRouter(store *pgxstore.Store, subscriber message.Subscriber) (*message.Router, error) {
+func newRouter(store *pgxstore.Store, subscribe subscribe, topics topics) (*message.Router, error) {
 	logger := watermill.NewSlogLogger(nil)
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: stopTimeout}, logger)
 	if err != nil {
@@ -52,7 +56,7 @@ func newRouter(store *pgxstore.Store, subscriber message.Subscriber) (*message.R
 	if err != nil {
 		return nil, err
 	}
-	poisonQueue, err := middleware.PoisonQueue(poison, topicPoisoned)
+	poisonQueue, err := middleware.PoisonQueue(poison, topics.poisoned)
 	if err != nil {
 		return nil, err
 	}
@@ -71,10 +75,16 @@ func newRouter(store *pgxstore.Store, subscriber message.Subscriber) (*message.R
 	if err != nil {
 		return nil, err
 	}
+	placed, err1 := subscribe("bill-order", topics.placed)
+	billed, err2 := subscribe("ship-order", topics.billed)
+	poisoned, err3 := subscribe("give-up-order", topics.poisoned)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return nil, err
+	}
 	h := handlers{store}
-	router.AddHandler("bill-order", topicPlaced, subscriber, topicBilled, returned, h.bill)
-	router.AddConsumerHandler("ship-order", topicBilled, subscriber, h.ship)
-	router.AddConsumerHandler("give-up-order", topicPoisoned, subscriber, h.giveUp)
+	router.AddHandler("bill-order", topics.placed, placed, topics.billed, returned, h.bill)
+	router.AddConsumerHandler("ship-order", topics.billed, billed, h.ship)
+	router.AddConsumerHandler("give-up-order", topics.poisoned, poisoned, h.giveUp)
 	return router, nil
 }
 

@@ -28,8 +28,10 @@ import (
 
 const (
 	defaultDatabase = "postgres://postgres@127.0.0.1:25432/postgres"
+	defaultKafka    = "127.0.0.1:19092"
 	defaultAddr     = "127.0.0.1:8080"
 	defaultSchema   = "shop"
+	defaultTopics   = "shop"
 
 	// requestTimeout is how long a request, or an attempt to handle a message, may take.
 	requestTimeout = 5 * time.Second
@@ -43,22 +45,26 @@ func main() {
 	database := flag.String("database", "", "`URL` of the PostgreSQL database (default $DATABASE_URL, or "+defaultDatabase+")")
 	addr := flag.String("addr", "", "`host:port` to serve HTTP on (default $ADDR, or "+defaultAddr+")")
 	schema := flag.String("schema", "", "`schema` of all tables, created if missing (default $SCHEMA, or "+defaultSchema+")")
+	kafka := flag.String("kafka", "", "`host:port` of Kafka's brokers, with commas (default $KAFKA, or "+defaultKafka+")")
+	topics := flag.String("topics", "", "`prefix` of topics and consumer groups (default $TOPICS, or "+defaultTopics+")")
 	flag.Parse()
 	*database = cmp.Or(*database, os.Getenv("DATABASE_URL"), defaultDatabase) // here, so that -h shows no password
 	*addr = cmp.Or(*addr, os.Getenv("ADDR"), defaultAddr)
 	*schema = cmp.Or(*schema, os.Getenv("SCHEMA"), defaultSchema)
+	*kafka = cmp.Or(*kafka, os.Getenv("KAFKA"), defaultKafka)
+	*topics = cmp.Or(*topics, os.Getenv("TOPICS"), defaultTopics)
 
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil))) // the outbox logs there by itself
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // so that a second signal ends the process at once
-	if err := run(ctx, *database, *schema, *addr); err != nil {
+	if err := run(ctx, *database, *schema, *kafka, *topics, *addr); err != nil {
 		slog.Error("The shop has ended", "err", err)
 		os.Exit(1)
 	}
 }
 
 // run makes what a shop consists of, and has it serve until ctx ends.
-func run(ctx context.Context, database, schema, addr string) error {
+func run(ctx context.Context, database, schema, kafka, name, addr string) error {
 	// Two pools, so that the Forwarder gets a connection in time to renew its leases, however many requests wait for one.
 	requests, err := openPool(ctx, database, schema)
 	if err != nil {
@@ -74,18 +80,19 @@ func run(ctx context.Context, database, schema, addr string) error {
 	if err != nil {
 		return fmt.Errorf("prepare the database: %w", err)
 	}
-	publisher, subscriber, err := newBroker()
+	publisher, err := newPublisher(kafka)
 	if err != nil {
 		return err
 	}
 	defer publisher.Close() //nolint:errcheck // nothing is being published any more
-	router, err := newRouter(store, subscriber)
+	router, err := newRouter(store, func(handler, topic string) (message.Subscriber, error) {
+		return newSubscriber(kafka, name+"."+handler, topic)
+	}, topicsOf(name))
 	if err != nil {
 		return err
 	}
-	// Go channels take one message of a topic at a time, and a stop waits for all that are being published. Leave
-	// WithConcurrency out for a broker across the network: many Publish calls at once are what makes that fast.
-	forwarder, err := outbox.NewForwarder(store, publisher, outbox.WithCloseTimeout(stopTimeout), outbox.WithConcurrency(8))
+	forwarder, err := outbox.NewForwarder(store, publisher,
+		outbox.WithCloseTimeout(stopTimeout), outbox.WithPermanentError(isPermanent))
 	if err != nil {
 		return err
 	}
@@ -93,7 +100,7 @@ func run(ctx context.Context, database, schema, addr string) error {
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Handler: newAPI(requests, store), ReadTimeout: requestTimeout}
+	server := &http.Server{Handler: newAPI(requests, store, topicsOf(name)), ReadTimeout: requestTimeout}
 	return serve(ctx, listener, server, router, forwarder, store.Processed())
 }
 

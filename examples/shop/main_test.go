@@ -132,7 +132,8 @@ func start(t *testing.T, db database) *process {
 	require.NoError(t, err)
 	p := &process{t: t, cmd: exec.CommandContext(t.Context(), self, "-addr", "127.0.0.1:0"), ended: make(chan struct{})}
 	p.terminate = sync.OnceFunc(func() { _ = p.cmd.Process.Signal(syscall.SIGTERM) }) // a second one would kill it
-	p.cmd.Env = append(os.Environ(), asShop+"=1", "DATABASE_URL="+db.url)
+	p.cmd.Env = append(os.Environ(), asShop+"=1", "DATABASE_URL="+db.url, "TOPICS="+db.name,
+		"KAFKA="+os.Getenv("WATERMILL_TEST_KAFKA_BROKERS"))
 	stderr, err := p.cmd.StderrPipe()
 	require.NoError(t, err)
 	require.NoError(t, p.cmd.Start())
