@@ -455,5 +455,8 @@ func (r *ring) pop() *item {
 	return it
 }
 
+// saturated tells that every worker has a message, and the next one to go on with.
+func (d *dispatcher) saturated() bool { return d.ready.n >= d.cfg.Concurrency }
+
 // idle tells that everything claimed has been settled and that the store knows.
 func (d *dispatcher) idle() bool { return d.inFlight+d.hanging == 0 }
