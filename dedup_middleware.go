@@ -179,6 +179,9 @@ func (w *deduplicated) handle(msg *message.Message) ([]*message.Message, error) 
 		handle = w.handleOutside
 	}
 	isNew, err := handle(dl)
+	if errors.Is(err, errNacked) { // rolled back; a Retry would try in vain, a PoisonQueue give up what comes again
+		return nil, nil
+	}
 	if err == nil && !isNew {
 		topic := message.SubscribeTopicFromCtx(original)
 		tell(original, w.observer, DeduplicatedEvent{Group: dl.group, MessageID: dl.id, Topic: topic}, w.logger)

@@ -3,7 +3,6 @@ package brokers_test
 import (
 	"cmp"
 	"errors"
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -28,16 +27,24 @@ const partitions = 8
 
 func (k kafkaBroker) Publisher(t testing.TB, net *network) message.Publisher {
 	t.Helper()
-	publisher, err := kafka.NewPublisher(kafka.PublisherConfig{
-		Brokers:               k.addresses,
-		Marshaler:             kafka.NewWithPartitioningMarshaler(outbox.PartitionKey),
-		OverwriteSaramaConfig: producerConfig(net),
-	}, quiet)
+	config := producerConfig()
+	config.Net.Proxy.Enable = true
+	config.Net.Proxy.Dialer = net
+	publisher, err := newKafkaPublisher(k.addresses, config)
 	require.NoError(t, err, "no Kafka: run `make services`, or name one in WATERMILL_TEST_KAFKA_BROKERS")
 	return publisher
 }
 
-func producerConfig(net *network) *sarama.Config {
+func newKafkaPublisher(brokers []string, config *sarama.Config) (message.Publisher, error) {
+	return kafka.NewPublisher(kafka.PublisherConfig{
+		Brokers:               brokers,
+		Marshaler:             kafka.NewWithPartitioningMarshaler(outbox.PartitionKey),
+		OverwriteSaramaConfig: config,
+	}, quiet)
+}
+
+// docs:begin kafka
+func producerConfig() *sarama.Config {
 	config := kafka.DefaultSaramaSyncPublisherConfig()
 	// All in-sync replicas have a message before Publish returns; by default it is the leader only.
 	config.Producer.RequiredAcks = sarama.WaitForAll
@@ -46,15 +53,10 @@ func producerConfig(net *network) *sarama.Config {
 	config.Producer.Retry.Max = 3
 	config.Metadata.Retry.Max = 1
 	config.Metadata.Retry.Backoff = 100 * time.Millisecond
-	through(net, config)
 	return config
 }
 
-// through has sarama dial through a network.
-func through(net *network, config *sarama.Config) {
-	config.Net.Proxy.Enable = true
-	config.Net.Proxy.Dialer = net
-}
+// docs:end kafka
 
 func (k kafkaBroker) Subscriber(t testing.TB, group string) message.Subscriber {
 	t.Helper()
@@ -92,17 +94,19 @@ func (kafkaBroker) Refuse(msg *message.Message) bool {
 	return true
 }
 
-// IsPermanent knows what the client refuses by itself. When the broker finds a message too large, it refuses the whole
-// batch that sarama has put it into, and which of them was too large is not known.
-func (kafkaBroker) IsPermanent(err error) bool {
+func (kafkaBroker) IsPermanent(err error) bool { return isPermanentKafka(err) }
+
+// docs:begin kafka-permanent
+
+// isPermanentKafka knows what the client refuses by itself. When the broker finds a message too large, it refuses the
+// whole batch that sarama has put it into, and which of them was too large is not known.
+func isPermanentKafka(err error) bool {
 	var tooLarge sarama.ConfigurationError
 	return errors.As(err, &tooLarge) || errors.Is(err, sarama.ErrInvalidTopic)
 }
 
+// docs:end kafka-permanent
+
 func (kafkaBroker) Features() tests.Features {
 	return tests.Features{ConsumerGroups: true, GuaranteedOrder: true, Persistent: true}
 }
-
-var _ interface {
-	Dial(network, address string) (net.Conn, error)
-} = (*network)(nil)

@@ -20,11 +20,19 @@ func newNATS(testing.TB) broker {
 
 func (n natsBroker) Publisher(t testing.TB, net *network) message.Publisher {
 	t.Helper()
-	publisher, err := watermillnats.NewPublisher(watermillnats.PublisherConfig{
-		URL: n.url,
+	config := natsPublisherConfig(n.url)
+	config.NatsOptions = append(config.NatsOptions, nats.SetCustomDialer(net))
+	publisher, err := watermillnats.NewPublisher(config, quiet)
+	require.NoError(t, err, "no NATS: run `make services`, or name one in WATERMILL_TEST_NATS_URL")
+	return publisher
+}
+
+// docs:begin nats
+func natsPublisherConfig(url string) watermillnats.PublisherConfig {
+	return watermillnats.PublisherConfig{
+		URL: url,
 		NatsOptions: []nats.Option{
-			nats.SetCustomDialer(net),
-			nats.MaxReconnects(-1), // by default the client gives up after two minutes, and the process must be restarted
+			nats.MaxReconnects(-1), // by default the client gives up after two minutes, until the process starts again
 			nats.ReconnectWait(200 * time.Millisecond),
 			nats.ReconnectBufSize(-1), // by default it keeps 8 MB to send later, for whose acks nobody waits any more
 		},
@@ -34,10 +42,10 @@ func (n natsBroker) Publisher(t testing.TB, net *network) message.Publisher {
 			// must then have no dots.
 			AutoProvision: false,
 		},
-	}, quiet)
-	require.NoError(t, err, "no NATS: run `make services`, or name one in WATERMILL_TEST_NATS_URL")
-	return publisher
+	}
 }
+
+// docs:end nats
 
 func (n natsBroker) Subscriber(t testing.TB, group string) message.Subscriber {
 	t.Helper()
@@ -70,9 +78,14 @@ func (natsBroker) Refuse(msg *message.Message) bool {
 	return true
 }
 
-func (natsBroker) IsPermanent(err error) bool {
+func (natsBroker) IsPermanent(err error) bool { return isPermanentNATS(err) }
+
+// docs:begin nats-permanent
+func isPermanentNATS(err error) bool {
 	return errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, nats.ErrBadSubject)
 }
+
+// docs:end nats-permanent
 
 func (natsBroker) Features() tests.Features {
 	return tests.Features{

@@ -25,20 +25,24 @@ func newRabbitMQ(testing.TB) broker {
 
 func (r rabbitMQ) Publisher(t testing.TB, net *network) message.Publisher {
 	t.Helper()
-	publisher, err := amqp.NewPublisher(r.publisherConfig(net), quiet)
+	config := amqpPublisherConfig(r.uri)
+	config.Connection.AmqpConfig = &amqp091.Config{Dial: net.Dial}
+	publisher, err := amqp.NewPublisher(config, quiet)
 	require.NoError(t, err, "no RabbitMQ: run `make services`, or name one in WATERMILL_TEST_AMQP_URI")
 	return publisher
 }
 
-func (r rabbitMQ) publisherConfig(net *network) amqp.Config {
-	config := amqp.NewDurablePubSubConfig(r.uri, nil)
+// docs:begin rabbitmq
+func amqpPublisherConfig(uri string) amqp.Config {
+	config := amqp.NewDurablePubSubConfig(uri, nil)
 	config.Publish.ConfirmDelivery = true // without it Publish returns before the broker has the message
 	config.Connection.Reconnect = &amqp.ReconnectConfig{
 		BackoffInitialInterval: 200 * time.Millisecond, BackoffMultiplier: 1.5, BackoffMaxInterval: 5 * time.Second,
 	}
-	config.Connection.AmqpConfig = &amqp091.Config{Dial: net.Dial}
 	return config
 }
+
+// docs:end rabbitmq
 
 func (r rabbitMQ) Subscriber(t testing.TB, group string) message.Subscriber {
 	t.Helper()

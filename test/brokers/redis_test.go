@@ -21,18 +21,25 @@ func newRedis(testing.TB) broker {
 
 func (r redisBroker) Publisher(t testing.TB, net *network) message.Publisher {
 	t.Helper()
-	client := redis.NewClient(&redis.Options{
-		Addr:   r.address,
-		Dialer: net.DialContext,
-		// By default it sends three times before it tells of an error. The outbox tries again, and so a message is not
-		// twice in the stream for an answer that was lost.
-		MaxRetries: -1,
-	})
+	options := redisOptions(r.address)
+	options.Dialer = net.DialContext
+	client := redis.NewClient(options)
 	require.NoError(t, client.Ping(t.Context()).Err(), "no Redis: run `make services`, or name one in WATERMILL_TEST_REDIS_ADDR")
 	publisher, err := redisstream.NewPublisher(redisstream.PublisherConfig{Client: client}, quiet)
 	require.NoError(t, err)
 	return publisher
 }
+
+// docs:begin redis
+func redisOptions(address string) *redis.Options {
+	return &redis.Options{
+		Addr: address,
+		// By default it sends four times before it tells of an error. The outbox tries again, and only what is due.
+		MaxRetries: -1,
+	}
+}
+
+// docs:end redis
 
 func (r redisBroker) Subscriber(t testing.TB, group string) message.Subscriber {
 	t.Helper()

@@ -38,8 +38,12 @@ func (s sqlBroker) open(t testing.TB, net *network) *sql.DB {
 	return db
 }
 
-// The payload is JSONB by default, which refuses payloads that are no JSON, and changes how those that are look.
+// docs:begin sql
+
+// The payload is JSON by default, which refuses payloads that are none.
 var bytea = watermillsql.DefaultPostgreSQLSchema{GeneratePayloadType: func(string) string { return "BYTEA" }}
+
+// docs:end sql
 
 func (s sqlBroker) Publisher(t testing.TB, net *network) message.Publisher {
 	t.Helper()
@@ -75,11 +79,17 @@ func (sqlBroker) Refuse(msg *message.Message) bool {
 	return true
 }
 
-// IsPermanent knows PostgreSQL's class of errors in the data.
-func (sqlBroker) IsPermanent(err error) bool {
+func (sqlBroker) IsPermanent(err error) bool { return isPermanentSQL(err) }
+
+// docs:begin sql-permanent
+
+// isPermanentSQL knows PostgreSQL's class of errors in the data.
+func isPermanentSQL(err error) bool {
 	var refused *pgconn.PgError
 	return errors.As(err, &refused) && strings.HasPrefix(refused.Code, "22")
 }
+
+// docs:end sql-permanent
 
 func (sqlBroker) Features() tests.Features {
 	return tests.Features{
