@@ -226,17 +226,17 @@ func (f *Forwarder) log(event Event) {
 	case FailedEvent:
 		fields := messageFields(&e.Message).Add(watermill.LogFields{"retry_after": e.RetryAfter, "counted": e.Counted})
 		if e.Counted {
-			logger.Error("Publishing a message failed, will be tried again", withoutStack{e.Err}, fields)
+			logger.Error("Publishing a message failed, will be tried again", stacklessError{e.Err}, fields)
 		} else {
-			logger.Info("Publishing failed, will be tried again", fields.Add(watermill.LogFields{"err": withoutStack{e.Err}}))
+			logger.Info("Publishing failed, will be tried again", fields.Add(watermill.LogFields{"err": stacklessError{e.Err}}))
 		}
 	case SetAsideEvent:
-		logger.Error("A message was set aside and needs somebody to look at it", withoutStack{e.Err}, messageFields(&e.Message))
+		logger.Error("A message was set aside and needs somebody to look at it", stacklessError{e.Err}, messageFields(&e.Message))
 	case StalledEvent:
 		logger.Error("A Publish call does not return; its key waits for it", nil,
 			messageFields(&e.Message).Add(watermill.LogFields{"since": e.Duration}))
 	case OutageBegunEvent:
-		logger.Error("Publishing to a topic fails, will be tried again until it works", withoutStack{e.Err},
+		logger.Error("Publishing to a topic fails, will be tried again until it works", stacklessError{e.Err},
 			watermill.LogFields{"topic": e.Topic})
 	case OutageEndedEvent:
 		logger.Info("The outage of a topic is over", watermill.LogFields{"topic": e.Topic, "after": e.Duration})
@@ -254,11 +254,11 @@ func (f *Forwarder) log(event Event) {
 	}
 }
 
-// withoutStack is a publisher's error for the log. Those of Watermill's publishers are of pkg/errors, and slog's text handler
+// stacklessError is a publisher's error for the log. Those of Watermill's publishers are of pkg/errors, and slog's text handler
 // would print their stacks, some kilobytes for each attempt.
-type withoutStack struct{ error }
+type stacklessError struct{ error }
 
-func (e withoutStack) Unwrap() error { return e.error }
+func (e stacklessError) Unwrap() error { return e.error }
 
 func messageFields(m *Message) watermill.LogFields {
 	return watermill.LogFields{

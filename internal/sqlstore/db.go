@@ -159,7 +159,7 @@ func embeddedTx(tx any) *sql.Tx {
 	if !ok || !field.Anonymous || field.Type != reflect.TypeFor[*sql.Tx]() || len(field.Index) != 1 {
 		return nil
 	}
-	inner, _ := v.FieldByIndex(field.Index).Interface().(*sql.Tx)
+	inner, _ := reflect.TypeAssert[*sql.Tx](v.FieldByIndex(field.Index))
 	return inner
 }
 

@@ -24,7 +24,7 @@ func newPersistentChannels(testing.TB) broker {
 	return channels{gochannel.NewGoChannel(gochannel.Config{Persistent: true, OutputChannelBuffer: 10_000}, quiet)}
 }
 
-func (c channels) Publisher(testing.TB, *network) message.Publisher { return shared{c.GoChannel} }
+func (c channels) Publisher(testing.TB, *network) message.Publisher { return shared(c) }
 
 func (c channels) Subscriber(testing.TB, string) message.Subscriber {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -65,7 +65,7 @@ func (s *channelSubscriber) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, messages := range s.messages {
-		for range messages { //nolint:revive // until it is closed
+		for range messages { // until it is closed
 		}
 	}
 	return nil

@@ -49,7 +49,7 @@ func startKafka(t *testing.T) *kafkaServer {
 	}
 	settings := fmt.Sprintf(kafkaSettings, k.address, freeAddress(t), filepath.Join(folder, "data"))
 	require.NoError(t, os.WriteFile(k.settings, []byte(settings), 0o600))
-	out, err := exec.Command("java", "-cp", k.jars, "kafka.tools.StorageTool", //nolint:gosec // ours
+	out, err := exec.Command("java", "-cp", k.jars, "kafka.tools.StorageTool",
 		"format", "-t", "watermilloutboxtests00", "-c", k.settings).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	k.start(t)
@@ -67,7 +67,7 @@ func freeAddress(t *testing.T) string {
 
 func (k *kafkaServer) start(t *testing.T) {
 	t.Helper()
-	k.process = exec.Command("java", "-Xmx256m", "-cp", k.jars, "kafka.Kafka", k.settings) //nolint:gosec // ours
+	k.process = exec.Command("java", "-Xmx256m", "-cp", k.jars, "kafka.Kafka", k.settings)
 	k.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	require.NoError(t, k.process.Start())
 	require.Eventually(t, func() bool {

@@ -17,7 +17,7 @@ import (
 
 type rabbitMQ struct{ uri string }
 
-func init() { brokers["RabbitMQ"] = newRabbitMQ }
+func init() { brokers["RabbitMQ"] = newRabbitMQ } //nolint:gochecknoinits // this file is not always there
 
 func newRabbitMQ(testing.TB) broker {
 	return rabbitMQ{address("WATERMILL_TEST_AMQP_URI", "amqp://guest:guest@127.0.0.1:25672/")}

@@ -25,6 +25,7 @@ var cases = []struct {
 }
 
 func TestBrokers(t *testing.T) {
+	t.Parallel()
 	for name, newBroker := range brokers {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

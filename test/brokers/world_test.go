@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -110,7 +111,7 @@ func (w *world) publish(ctx context.Context, wr *writer, n int) error {
 		msg.Metadata.Set("Case-Is-Kept", strings.Repeat("v", 1000))
 		key := fmt.Sprintf("key-%d-%d", wr.number, number%keysPerWriter)
 		outbox.SetKey(msg, key)
-		expected := sent{msg.UUID, key, string(msg.Payload), clone(msg.Metadata)}
+		expected := sent{msg.UUID, key, string(msg.Payload), maps.Clone(msg.Metadata)}
 
 		if number%10 == 9 {
 			phantom := message.NewMessage(watermill.NewUUID(), []byte("phantom"))
@@ -140,14 +141,6 @@ func (w *world) inTx(ctx context.Context, msg *message.Message, end error) error
 		return nil
 	}
 	return err
-}
-
-func clone(metadata message.Metadata) message.Metadata {
-	copied := message.Metadata{}
-	for k, v := range metadata {
-		copied[k] = v
-	}
-	return copied
 }
 
 // consumer receives what comes to a topic, and acknowledges it at once.
