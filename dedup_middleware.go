@@ -1,7 +1,6 @@
 package outbox
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -312,7 +311,10 @@ func (w *deduplicated) handleInTx(dl *delivery) (isNew bool, err error) {
 // checkTx returns an error if the transaction is no longer there: SQLite rolls the whole of it back when a statement is
 // interrupted because its context has ended. If the handler ignores that error, what is written next commits by itself.
 func (w *deduplicated) checkTx(ctx context.Context, tx any, dl *delivery) error {
-	ended := cmp.Or(dl.original.Err(), dl.msg.Context().Err()) // the latter where there is a Timeout inside
+	ended := dl.original.Err()
+	if err := dl.msg.Context().Err(); errors.Is(err, context.DeadlineExceeded) { // of a Timeout inside, which cancels when it is left
+		ended = err
+	}
 	if ended == nil {
 		return nil
 	}
