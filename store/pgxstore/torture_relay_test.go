@@ -94,6 +94,13 @@ type relay struct {
 	interruptions []interruption
 	stalls        int
 	claimed       map[string]time.Time // by uuid, when it was claimed last
+	leases        []leaseChange        // to be told when something is wrong
+}
+
+// leaseChange is when the relay heard of slots that it has gained, or lost.
+type leaseChange struct {
+	at    time.Time
+	event outbox.Event
 }
 
 // interruption ends at the zero time if it does not end.
@@ -144,6 +151,10 @@ func (w *world) startRelay(t *testing.T, database string) *relay {
 func (r *relay) observe(_ context.Context, event outbox.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	switch event.(type) {
+	case outbox.LeaseGainedEvent, outbox.LeaseLostEvent:
+		r.leases = append(r.leases, leaseChange{time.Now(), event})
+	}
 	switch e := event.(type) {
 	case outbox.ClaimedEvent:
 		for _, m := range e.Messages {
@@ -153,6 +164,16 @@ func (r *relay) observe(_ context.Context, event outbox.Event) {
 		if e.Err != nil && !r.isolated { // some time ago, if the machine is that busy
 			r.interruptions = append(r.interruptions, interruption{time.Now().Add(-2 * tortureTTL), time.Now()})
 			r.stalls++
+		}
+	}
+}
+
+// tellLeases logs how the relay's slots have changed within some seconds of at.
+func (r *relay) tellLeases(t *testing.T, at time.Time) {
+	t.Helper()
+	for _, l := range r.leases {
+		if since := at.Sub(l.at); since > -2*time.Second && since < 5*time.Second {
+			t.Logf("  %v before: %#v", since, l.event)
 		}
 	}
 }

@@ -228,7 +228,9 @@ func (w *world) checkAgain(t *testing.T, times map[string][]landing) (again int)
 				again++
 			default:
 				if unaccounted++; unaccounted <= 10 {
-					t.Errorf("%s landed by %s and again by %s %v later", l.uuid, l.by.name, next.by.name, next.at.Sub(l.at))
+					t.Errorf("%s landed by %s and again by %s %v later, claimed %v and %v before", l.uuid, l.by.name, next.by.name,
+						next.at.Sub(l.at), l.at.Sub(l.claimed), next.at.Sub(next.claimed))
+					next.by.tellLeases(t, next.at)
 				}
 			}
 		}
