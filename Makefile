@@ -27,10 +27,11 @@ services-down: ## Stop those that were started from here
 .PHONY: test
 test: services $(GOTESTSUM) ## Run all tests, with the race detector
 	go vet $(PACKAGES)
+	go vet -tags stress ./test/brokers
 	go test -race -timeout 30m ./...
 	go test -race -count=1 ./examples/... # they build programs, whose changes the cache of tests does not see
 	$(GOTESTSUM) --format testname -- -race -count=1 -timeout 30m ./test/...
-	$(GOTESTSUM) --format testname -- -count=1 -timeout 30m -run RabbitMQ ./test/brokers # see rabbitmq_test.go
+	$(GOTESTSUM) --format testname -- -count=1 -timeout 30m -run '(TestBrokers|TestUniversal)/RabbitMQ' ./test/brokers # see rabbitmq_test.go
 
 .PHONY: test-short
 test-short: services ## Run all tests but the long ones, without the race detector

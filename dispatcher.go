@@ -455,7 +455,7 @@ func (r *ring) pop() *item {
 	return it
 }
 
-// saturated tells that every worker has a message, and the next one to go on with.
+// saturated tells that as much is ready as there are workers.
 func (d *dispatcher) saturated() bool { return d.ready.n >= d.cfg.Concurrency }
 
 // idle tells that everything claimed has been settled and that the store knows.

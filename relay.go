@@ -258,8 +258,10 @@ func (r *relay) grant(now time.Time) {
 		batches = maxBatches
 	}
 	limit := min(r.cfg.MaxInFlight-r.dispatcher.inFlight, batches*r.cfg.BatchSize)
-	few := min(r.cfg.BatchSize, r.cfg.MaxInFlight/4) // a read for a few messages costs as much as one for many
-	if r.dispatcher.saturated() && (limit < few || r.dispatcher.ready.n >= 2*max(r.cfg.BatchSize, r.cfg.Concurrency)) {
+	few := r.fewMessages() // a read for these costs as much as one for many
+	plenty := 2 * max(r.cfg.BatchSize, r.cfg.Concurrency)
+	// A Claim is also how the store shares slots with other instances, so it is never put off for long.
+	if r.dispatcher.saturated() && (limit < few || r.dispatcher.ready.n >= plenty) && now.Sub(r.lastGrant) < standbyPoll {
 		r.nextPoll = now.Add(shortPoll)
 		return
 	}
@@ -393,11 +395,14 @@ func (r *relay) nextMarks(now time.Time) (chan<- marks, marks) {
 	if r.marking || d.pending.empty() {
 		return nil, marks{}
 	}
-	if d.pending.items < r.cfg.BatchSize && d.workers() > 0 && now.Sub(d.pendingSince) < r.linger() {
+	if d.pending.items < max(r.fewMessages(), 1) && d.workers() > 0 && now.Sub(d.pendingSince) < r.linger() {
 		return nil, marks{}
 	}
 	return r.marks, d.pending
 }
+
+// fewMessages is a batch, or a part of a window that is small, which must not fill with what waits to be marked.
+func (r *relay) fewMessages() int { return min(r.cfg.BatchSize, r.cfg.MaxInFlight/4) }
 
 func (r *relay) linger() time.Duration {
 	if r.dispatcher.saturated() {

@@ -142,25 +142,27 @@ func (d *SQLDB) AsTx(tx any) (Conn, error) {
 	if v := reflect.ValueOf(tx); v.Kind() == reflect.Pointer && v.IsNil() {
 		return nil, fmt.Errorf("a nil %T: %w", tx, outbox.ErrInvalidTx)
 	}
-	if inner := embeddedTx(tx); inner != nil {
+	if inner, ok := embeddedTx(tx); ok {
+		if inner == nil {
+			return nil, fmt.Errorf("a %T without a transaction: %w", tx, outbox.ErrInvalidTx)
+		}
 		return sqlConn{inner}, nil
 	}
 	return sqlConn{t}, nil
 }
 
-// embeddedTx returns the *sql.Tx that a struct such as *sqlx.Tx or bun.Tx embeds, or nil. Statements go to that one, since
-// bun.Tx's own ExecContext formats them by placeholders of its own and passes no arguments on.
-func embeddedTx(tx any) *sql.Tx {
+// embeddedTx returns the *sql.Tx that a struct such as *sqlx.Tx or bun.Tx embeds. Statements go to that one, since bun.Tx's
+// own ExecContext formats them by placeholders of its own and passes no arguments on.
+func embeddedTx(tx any) (inner *sql.Tx, ok bool) {
 	v := reflect.Indirect(reflect.ValueOf(tx))
 	if v.Kind() != reflect.Struct {
-		return nil
+		return nil, false
 	}
 	field, ok := v.Type().FieldByName("Tx")
 	if !ok || !field.Anonymous || field.Type != reflect.TypeFor[*sql.Tx]() || len(field.Index) != 1 {
-		return nil
+		return nil, false
 	}
-	inner, _ := reflect.TypeAssert[*sql.Tx](v.FieldByIndex(field.Index))
-	return inner
+	return reflect.TypeAssert[*sql.Tx](v.FieldByIndex(field.Index))
 }
 
 // sqlTx is what a user's transaction has. Handles that commit each statement by themselves have no Commit.

@@ -184,10 +184,15 @@ func (r *relay) claimedAt(uuid string) time.Time {
 	return r.claimed[uuid]
 }
 
-// interrupted tells whether the relay was interrupted at some time in between.
+// lateMarks is how long after an interruption its consequences may come: an outcome that could not be marked is tried again
+// for up to five seconds at a time. One that says that an attempt has failed then puts back what was claimed anew meanwhile,
+// since both claims have the same id, and so a message lands again.
+const lateMarks = 6 * time.Second
+
+// interrupted tells whether the relay was interrupted at some time in between, or not long before.
 func (r *relay) interrupted(from, to time.Time) bool {
 	return slices.ContainsFunc(r.interruptions, func(i interruption) bool {
-		return i.from.Before(to) && (i.to.IsZero() || i.to.After(from))
+		return i.from.Before(to) && (i.to.IsZero() || i.to.Add(lateMarks).After(from))
 	})
 }
 

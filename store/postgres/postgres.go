@@ -31,7 +31,7 @@ import (
 // The server must be the primary, since the relay goes by who holds locks on it.
 //
 // A transaction, where one is asked for, is a *sql.Tx or what wraps one with ExecContext, QueryContext, Commit and
-// Rollback, such as *sqlx.Tx and bun.Tx.
+// Rollback, such as *sqlx.Tx and bun.Tx; where a struct embeds the *sql.Tx, statements go to that one.
 //
 // Beside the methods below it has those of the interfaces: Save, FetchPending, MarkProcessed, MarkFailed,
 // DeleteProcessedBefore; Claim, Settle, Release, Owned, Leads; RunInTx, PauseTopics, CheckSchema; ListFailed, CountFailed,

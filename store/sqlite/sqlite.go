@@ -39,7 +39,7 @@ import (
 // would take a statement more. Publish itself cannot be interrupted, and ends the transaction if it is the one to fail.
 //
 // A transaction, where one is asked for, is a *sql.Tx or what wraps one with ExecContext, QueryContext, Commit and
-// Rollback, such as *sqlx.Tx and bun.Tx.
+// Rollback, such as *sqlx.Tx and bun.Tx; where a struct embeds the *sql.Tx, statements go to that one.
 //
 // Beside the methods below it has those of the interfaces: Save, FetchPending, MarkProcessed, MarkFailed,
 // DeleteProcessedBefore; Claim, Settle, Release, Owned, Leads; RunInTx, Notify, PauseTopics, CheckSchema; ListFailed,

@@ -23,6 +23,8 @@ type broker interface {
 	Refuse(msg *message.Message) bool
 	// IsPermanent is what docs/brokers.md recommends for outbox.WithPermanentError.
 	IsPermanent(err error) bool
+	// TellsWhatIsPermanent is false where that knows none of the errors of a message that is refused.
+	TellsWhatIsPermanent() bool
 	// Features are those of Watermill's suite.
 	Features() tests.Features
 }

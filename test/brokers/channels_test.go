@@ -33,8 +33,10 @@ func (c channels) Subscriber(testing.TB, string) message.Subscriber {
 
 func (channels) CreateTopic(testing.TB, string) {}
 func (channels) Refuse(*message.Message) bool   { return false }
-func (channels) IsPermanent(error) bool         { return false }
-func (channels) Features() tests.Features       { return tests.Features{RequireSingleInstance: true} }
+func (channels) TellsWhatIsPermanent() bool     { return false }
+
+func (channels) IsPermanent(error) bool   { return false }
+func (channels) Features() tests.Features { return tests.Features{RequireSingleInstance: true} }
 
 // shared is not closed with one of its publishers.
 type shared struct{ *gochannel.GoChannel }

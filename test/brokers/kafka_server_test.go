@@ -2,12 +2,12 @@ package brokers_test
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -20,6 +20,7 @@ type kafkaServer struct {
 	jars, settings string
 	address        string
 	process        *exec.Cmd
+	signal         io.Closer // stops it
 }
 
 const kafkaSettings = `
@@ -67,8 +68,12 @@ func freeAddress(t *testing.T) string {
 
 func (k *kafkaServer) start(t *testing.T) {
 	t.Helper()
-	k.process = exec.Command("java", "-Xmx256m", "-cp", k.jars, "kafka.Kafka", k.settings)
-	k.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	// It must not outlive a test process that panics or is killed: the end of its pipe stops it, too.
+	k.process = exec.Command("sh", "-c", `"$@" >/dev/null 2>&1 & read -r _; kill -s TERM $!; wait $!`, "sh",
+		"java", "-Xmx256m", "-cp", k.jars, "kafka.Kafka", k.settings)
+	var err error
+	k.signal, err = k.process.StdinPipe()
+	require.NoError(t, err)
 	require.NoError(t, k.process.Start())
 	require.Eventually(t, func() bool {
 		client, err := sarama.NewClient([]string{k.address}, sarama.NewConfig())
@@ -81,6 +86,6 @@ func (k *kafkaServer) start(t *testing.T) {
 
 // stop has it write everything down.
 func (k *kafkaServer) stop() {
-	_ = k.process.Process.Signal(syscall.SIGTERM)
-	_ = k.process.Wait()
+	_ = k.signal.Close()
+	_ = k.process.Wait() // how a server ends is no matter
 }

@@ -94,6 +94,8 @@ func (kafkaBroker) Refuse(msg *message.Message) bool {
 	return true
 }
 
+func (kafkaBroker) TellsWhatIsPermanent() bool { return true }
+
 func (kafkaBroker) IsPermanent(err error) bool { return isPermanentKafka(err) }
 
 // docs:begin kafka-permanent

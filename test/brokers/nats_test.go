@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill"
 	watermillnats "github.com/ThreeDotsLabs/watermill-nats/v2/pkg/nats"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
@@ -78,6 +79,8 @@ func (natsBroker) Refuse(msg *message.Message) bool {
 	return true
 }
 
+func (natsBroker) TellsWhatIsPermanent() bool { return true }
+
 func (natsBroker) IsPermanent(err error) bool { return isPermanentNATS(err) }
 
 // docs:begin nats-permanent
@@ -95,4 +98,22 @@ func (natsBroker) Features() tests.Features {
 		Persistent:                          true,
 		NewSubscriberReceivesOldMessages:    true,
 	}
+}
+
+// What the outbox publishes again, JetStream drops, for as long as the stream's Duplicates window.
+func TestNATS_KeepsOneOfSeveralMessagesWithOneUUID(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, newNATS(t))
+	c := w.consume(t)
+	w.forward(t)
+	uuid := watermill.NewUUID()
+	for range 3 {
+		require.NoError(t, w.inTx(t.Context(), message.NewMessage(uuid, nil), nil))
+	}
+	last := message.NewMessage(watermill.NewUUID(), nil)
+	require.Eventually(t, func() bool { return w.pending(t) == 0 }, patience, 10*time.Millisecond)
+	require.NoError(t, w.inTx(t.Context(), last, nil))
+	received := c.await(t, 2)
+	require.Len(t, received, 2)
+	require.Equal(t, last.UUID, received[1].UUID)
 }

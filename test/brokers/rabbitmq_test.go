@@ -51,12 +51,19 @@ func (r rabbitMQ) Subscriber(t testing.TB, group string) message.Subscriber {
 	return subscriber
 }
 
-// CreateTopic has nothing to do: the publisher declares the exchange. (Which keeps nothing while no queue is bound to it.)
-func (rabbitMQ) CreateTopic(testing.TB, string) {}
+// CreateTopic binds a queue: the publisher declares the exchange, which keeps nothing by itself.
+func (r rabbitMQ) CreateTopic(t testing.TB, topic string) {
+	t.Helper()
+	subscriber := r.Subscriber(t, "kept")
+	require.NoError(t, subscriber.(message.SubscribeInitializer).SubscribeInitialize(topic))
+	require.NoError(t, subscriber.Close())
+}
 
 func (rabbitMQ) Refuse(msg *message.Message) bool {
 	return false // up to 128 MiB it takes everything
 }
+
+func (rabbitMQ) TellsWhatIsPermanent() bool { return false }
 
 func (rabbitMQ) IsPermanent(error) bool { return false }
 

@@ -63,6 +63,8 @@ func (redisBroker) Refuse(msg *message.Message) bool {
 	return true
 }
 
+func (redisBroker) TellsWhatIsPermanent() bool { return false }
+
 func (redisBroker) IsPermanent(error) bool { return false }
 
 func (redisBroker) Features() tests.Features {

@@ -79,6 +79,8 @@ func (sqlBroker) Refuse(msg *message.Message) bool {
 	return true
 }
 
+func (sqlBroker) TellsWhatIsPermanent() bool { return true }
+
 func (sqlBroker) IsPermanent(err error) bool { return isPermanentSQL(err) }
 
 // docs:begin sql-permanent

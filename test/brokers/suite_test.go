@@ -120,4 +120,7 @@ func testRefused(t *testing.T, w *world) {
 	require.Len(t, failed, 1)
 	require.Equal(t, refused.UUID, failed[0].UUID)
 	t.Logf("after %d attempts: %s", failed[0].Retries, failed[0].LastError)
+	if w.broker.TellsWhatIsPermanent() {
+		require.Equal(t, 1, failed[0].Retries)
+	}
 }

@@ -242,3 +242,10 @@ func (w *world) retries(t *testing.T) (count int) {
 	require.NoError(t, w.pool.QueryRow(t.Context(), query).Scan(&count))
 	return count
 }
+
+// pending returns how many messages are in the outbox.
+func (w *world) pending(t *testing.T) (count int) {
+	t.Helper()
+	require.NoError(t, w.pool.QueryRow(t.Context(), "SELECT count(*) FROM "+w.schema+".outbox_messages").Scan(&count))
+	return count
+}
