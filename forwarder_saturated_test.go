@@ -43,7 +43,7 @@ func drainPaced(t *testing.T, s *pacedStore, n int, each time.Duration, opts ...
 	for range n {
 		require.NoError(t, s.Publisher(tx).Publish("topic", message.NewMessage(watermill.NewUUID(), nil)))
 	}
-	tx.Commit()
+	require.NoError(t, tx.Commit())
 	b := newBroker()
 	b.answer = func(string, *message.Message) error { time.Sleep(each); return nil }
 	f, err := outbox.NewForwarder(s, b, append(opts, outbox.WithLogger(watermill.NopLogger{}))...)
