@@ -49,7 +49,7 @@ func TestForwarder_LosesNothingThatTheNewPrimaryHas_WhenALaggingReplicaIsPromote
 	s.awaitOrders(t, 1200)
 	s.finish(t, true)
 	require.Greater(t, s.givenAgain(), 100, "ids that the new primary has given again")
-	require.LessOrEqual(t, len(s.logged()), 12)
+	require.LessOrEqual(t, len(s.logged()), fewLines)
 }
 
 // The new primary has given more ids than the old one before the instances get to see it, so that its sequence does not
@@ -96,7 +96,7 @@ func TestForwarder_ReadsFromTheBeginning_WhenADumpWasRestoredIntoAnotherServer(t
 	s.awaitOrders(t, 300)
 	s.finish(t, true)
 	require.Greater(t, s.givenAgain(), 50, "ids that the other server has given again")
-	require.LessOrEqual(t, len(s.logged()), 12)
+	require.LessOrEqual(t, len(s.logged()), fewLines)
 }
 
 // The database itself goes back to a dump, while instances relay.
@@ -147,7 +147,7 @@ func TestForwarder_LosesNothing_WhenTheServerCrashes(t *testing.T) {
 	require.NoError(t, s.order(t.Context(), "prepared"))
 	s.awaitOrders(t, 100)
 	s.finish(t, false)
-	require.LessOrEqual(t, len(s.logged()), 12)
+	require.LessOrEqual(t, len(s.logged()), fewLines)
 }
 
 // The server has gone for longer than the leases last, and nobody relays meanwhile, nor does anybody try without end.
@@ -175,8 +175,11 @@ func TestForwarder_LosesNothing_WhenTheServerIsAwayForLongerThanALeaseLasts(t *t
 	server.Start(t)
 	s.awaitOrders(t, 300)
 	s.finish(t, false)
-	require.LessOrEqual(t, len(s.logged()), 12)
+	require.LessOrEqual(t, len(s.logged()), fewLines)
 }
+
+// fewLines is what an operator may have to read of a failover, on a machine that is busy.
+const fewLines = 25
 
 func TestForwarder_LosesNothing_WhenTheServerIsReadOnlyForAWhile(t *testing.T) {
 	ownServers(t)
@@ -221,5 +224,5 @@ func TestForwarder_RefusesAStandby_UntilItIsPromoted(t *testing.T) {
 	s.openDoors(t, 4)
 	s.awaitOrders(t, 100)
 	s.finish(t, false)
-	require.LessOrEqual(t, len(s.logged()), 12)
+	require.LessOrEqual(t, len(s.logged()), fewLines)
 }

@@ -2,6 +2,8 @@ package brokers_test
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -25,8 +27,23 @@ func (n natsBroker) Publisher(t testing.TB, net *network) message.Publisher {
 	config.NatsOptions = append(config.NatsOptions, nats.SetCustomDialer(net))
 	publisher, err := watermillnats.NewPublisher(config, quiet)
 	require.NoError(t, err, "no NATS: run `make services`, or name one in WATERMILL_TEST_NATS_URL")
-	return publisher
+	return checkedSubjects{publisher}
 }
+
+// docs:begin nats-subjects
+
+// checkedSubjects refuses topics with white space. nats.go does not, and the server then ends the connection, and with it
+// what others are publishing.
+type checkedSubjects struct{ message.Publisher }
+
+func (c checkedSubjects) Publish(topic string, msgs ...*message.Message) error {
+	if strings.ContainsFunc(topic, func(r rune) bool { return r <= ' ' }) {
+		return fmt.Errorf("%q: %w", topic, nats.ErrBadSubject)
+	}
+	return c.Publisher.Publish(topic, msgs...)
+}
+
+// docs:end nats-subjects
 
 // docs:begin nats
 func natsPublisherConfig(url string) watermillnats.PublisherConfig {
@@ -116,4 +133,23 @@ func TestNATS_KeepsOneOfSeveralMessagesWithOneUUID(t *testing.T) {
 	received := c.await(t, 2)
 	require.Len(t, received, 2)
 	require.Equal(t, last.UUID, received[1].UUID)
+}
+
+func TestNATS_SetsAsideATopicWithWhiteSpace_AndOthersGoOn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, newNATS(t))
+	c := w.consume(t)
+	w.forward(t)
+	bad := *w
+	bad.topic = "a topic"
+	require.NoError(t, bad.inTx(t.Context(), message.NewMessage(watermill.NewUUID(), nil), nil))
+	writers, wait := w.publishing(t, 20, 0)
+	wait()
+	require.Zero(t, requireDelivered(t, writers, c.await(t, len(writers)*20)))
+	require.Eventually(t, func() bool {
+		failed, err := w.store.ListFailed(t.Context(), "", 10)
+		require.NoError(t, err)
+		return len(failed) == 1 && failed[0].Topic == bad.topic
+	}, patience, 10*time.Millisecond)
+	require.Equal(t, 1, w.retries(t), "of the one that was set aside")
 }

@@ -8,6 +8,7 @@ import (
 	"go/parser"
 	"go/token"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -50,7 +51,8 @@ var (
 	source = regexp.MustCompile(`^<!-- code: (\S+) (\S+) -->$`)
 )
 
-// Invariant: the Go code of a page is code that the tests compile, and so is other code that names its source.
+// Invariant: the Go code of a page is code that the tests compile, and so is other code that names its source, as the
+// scripts of the move do.
 func TestPages_ShowCodeOfTheTests(t *testing.T) {
 	for _, p := range pages(t) {
 		t.Run(p.path, func(t *testing.T) {
@@ -60,7 +62,7 @@ func TestPages_ShowCodeOfTheTests(t *testing.T) {
 				before, language, shown := parts[1], parts[2], parts[3]
 				named := source.FindStringSubmatch(before)
 				if named == nil {
-					if language == "go" {
+					if language == "go" || language == "sql" && p.path == "docs/moving-over.md" {
 						t.Errorf("the line before this block is not <!-- code: FILE NAME -->:\n%s", shown)
 					}
 					return found
@@ -117,8 +119,6 @@ func excerpt(file, name string) (string, error) {
 
 // Code that no page shows is for nobody.
 func TestPages_ShowAllCodeThatIsMeantForThem(t *testing.T) {
-	files, err := filepath.Glob("*_test.go")
-	require.NoError(t, err)
 	shown := map[string]bool{}
 	for _, p := range pages(t) {
 		for _, parts := range block.FindAllStringSubmatch(p.text, -1) {
@@ -127,11 +127,23 @@ func TestPages_ShowAllCodeThatIsMeantForThem(t *testing.T) {
 			}
 		}
 	}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
+	begin := regexp.MustCompile(`(?m)^\s*(?://|--) docs:begin (\S+)$`)
+	for _, pattern := range []string{
+		"docs/*.go", "brokers/*.go", "router/*.go", "movingover/*.go", "movingover/*/*.go", "movingover/*/*.sql",
+	} {
+		files, err := filepath.Glob(filepath.Join(root, "test", pattern))
 		require.NoError(t, err)
-		for _, begin := range regexp.MustCompile(`(?m)^\s*// docs:begin (\S+)$`).FindAllStringSubmatch(string(text), -1) {
-			require.True(t, shown["test/docs/"+file+" "+begin[1]], "no page shows %s of %s", begin[1], file)
+		require.NotEmpty(t, files, pattern)
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			require.NoError(t, err)
+			name, err := filepath.Rel(root, file)
+			require.NoError(t, err)
+			meant := begin.FindAllStringSubmatch(string(text), -1)
+			require.False(t, filepath.Ext(file) == ".sql" && len(meant) == 0, "%s is for a page, and has no docs:begin", name)
+			for _, begin := range meant {
+				require.True(t, shown[name+" "+begin[1]], "no page shows %s of %s", begin[1], name)
+			}
 		}
 	}
 }
@@ -262,11 +274,22 @@ func TestPages_HaveLinesOf120ColumnsAtMost(t *testing.T) {
 	}
 }
 
-// The error messages that the questions begin with are those of the code.
+// The error messages that the questions begin with are those of the code, and of the brokers' clients.
 func TestPages_QuoteErrorsAsTheyAre(t *testing.T) {
 	var code strings.Builder
-	for _, folder := range []string{".", "internal/sqlstore", "store/sqlite", "store/pgxstore"} {
-		files, err := filepath.Glob(filepath.Join(root, folder, "*.go"))
+	folders := []string{root, root + "/internal/sqlstore", root + "/store/sqlite", root + "/store/pgxstore"}
+	for module, folder := range map[string]string{
+		"github.com/eapache/go-resiliency":           "breaker", // sarama's
+		"github.com/ThreeDotsLabs/watermill-amqp/v3": "pkg/amqp",
+		"github.com/nats-io/nats.go":                 ".",
+		"github.com/redis/go-redis/v9":               "internal/pool",
+	} {
+		dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", module).Output()
+		require.NoError(t, err)
+		folders = append(folders, filepath.Join(strings.TrimSpace(string(dir)), folder))
+	}
+	for _, folder := range folders {
+		files, err := filepath.Glob(filepath.Join(folder, "*.go"))
 		require.NoError(t, err)
 		for _, file := range files {
 			text, err := os.ReadFile(file)

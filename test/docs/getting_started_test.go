@@ -2,7 +2,10 @@ package docs_test
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -54,6 +57,9 @@ func placeOrder(ctx context.Context, pool *pgxpool.Pool, store *pgxstore.Store, 
 func newKafkaPublisher(brokers []string, logger watermill.LoggerAdapter) (*kafka.Publisher, error) {
 	config := kafka.DefaultSaramaSyncPublisherConfig()
 	config.Producer.RequiredAcks = sarama.WaitForAll // all in-sync replicas have it, and not the leader only
+	config.Producer.Retry.Max = 3                    // the outbox tries again, and knows what must wait meanwhile
+	config.Metadata.Retry.Max = 1
+	config.Metadata.Retry.Backoff = 100 * time.Millisecond
 	return kafka.NewPublisher(kafka.PublisherConfig{
 		Brokers:               brokers,
 		Marshaler:             kafka.NewWithPartitioningMarshaler(outbox.PartitionKey), // a key keeps to its partition
@@ -63,11 +69,38 @@ func newKafkaPublisher(brokers []string, logger watermill.LoggerAdapter) (*kafka
 
 // docs:end kafka
 
+// docs:begin subscriber
+func newKafkaSubscriber(brokers []string, group string, logger watermill.LoggerAdapter) (*kafka.Subscriber, error) {
+	config := kafka.DefaultSaramaSubscriberConfig()
+	config.Consumer.Offsets.Initial = sarama.OffsetOldest // or a new group misses what was there before it
+	return kafka.NewSubscriber(kafka.SubscriberConfig{
+		Brokers:               brokers,
+		Unmarshaler:           kafka.DefaultMarshaler{},
+		ConsumerGroup:         group, // each handler has its own
+		OverwriteSaramaConfig: config,
+		// For SubscribeInitialize. In production there should be three replicas, and min.insync.replicas=2.
+		InitializeTopicDetails: &sarama.TopicDetail{NumPartitions: 8, ReplicationFactor: 1},
+	}, logger)
+}
+
+// docs:end subscriber
+
+// docs:begin permanent
+
+// isPermanent knows what sarama refuses by itself: what is too large, and invalid topics.
+func isPermanent(err error) bool {
+	var tooLarge sarama.ConfigurationError
+	return errors.As(err, &tooLarge) || errors.Is(err, sarama.ErrInvalidTopic)
+}
+
+// docs:end permanent
+
 // docs:begin router
 func newRouter(
 	store *pgxstore.Store, publisher message.Publisher, subscriber message.Subscriber, logger watermill.LoggerAdapter,
 ) (*message.Router, error) {
-	forwarder, err := outbox.NewForwarder(store, publisher, outbox.WithCloseTimeout(20*time.Second))
+	forwarder, err := outbox.NewForwarder(store, publisher,
+		outbox.WithCloseTimeout(20*time.Second), outbox.WithPermanentError(isPermanent))
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +140,7 @@ func billOrder(msg *message.Message, store *pgxstore.Store) error {
 
 // Invariant: each order that was committed is billed once, and no other is.
 func TestGettingStarted_EachCommittedOrderIsBilledOnce_ThroughKafka(t *testing.T) {
-	topicPlaced = newTopic(t)
+	topicPlaced = "docs-" + strings.ToLower(rand.Text())
 	pool := newPool(t)
 	store, err := openOutbox(t.Context(), pool)
 	require.NoError(t, err)
@@ -116,13 +149,10 @@ func TestGettingStarted_EachCommittedOrderIsBilledOnce_ThroughKafka(t *testing.T
 	publisher, err := newKafkaPublisher(kafkaBrokers(), logger)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, publisher.Close()) })
-	config := kafka.DefaultSaramaSubscriberConfig()
-	config.Consumer.Offsets.Initial = sarama.OffsetOldest
-	subscriber, err := kafka.NewSubscriber(kafka.SubscriberConfig{
-		Brokers: kafkaBrokers(), Unmarshaler: kafka.DefaultMarshaler{}, ConsumerGroup: topicPlaced, OverwriteSaramaConfig: config,
-	}, logger)
+	subscriber, err := newKafkaSubscriber(kafkaBrokers(), topicPlaced, logger)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, subscriber.Close()) })
+	require.NoError(t, subscriber.SubscribeInitialize(topicPlaced))
 
 	require.NoError(t, placeOrder(t.Context(), pool, store, "42"))
 	require.Error(t, placeOrder(t.Context(), pool, store, "42"), "an order is placed twice")

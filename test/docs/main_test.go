@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/IBM/sarama"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
@@ -76,17 +75,6 @@ func kafkaBrokers() []string {
 		return strings.Split(named, ",")
 	}
 	return []string{"127.0.0.1:19092"}
-}
-
-// newTopic creates a topic in Kafka.
-func newTopic(t *testing.T) string {
-	t.Helper()
-	topic := "docs-" + strings.ToLower(rand.Text())
-	admin, err := sarama.NewClusterAdmin(kafkaBrokers(), sarama.NewConfig())
-	require.NoError(t, err, "no Kafka: run `make services`, or name one in WATERMILL_TEST_KAFKA_BROKERS")
-	defer admin.Close() //nolint:errcheck // the topic is there, or not
-	require.NoError(t, admin.CreateTopic(topic, &sarama.TopicDetail{NumPartitions: 8, ReplicationFactor: 1}, false))
-	return topic
 }
 
 // count returns what a query counts.

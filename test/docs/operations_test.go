@@ -8,7 +8,9 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -89,19 +91,47 @@ func TestOperations_TablesCanBeMadeByAnotherTool(t *testing.T) {
 	require.ErrorContains(t, store.Migrate(t.Context()), "was not created by migrations.Up")
 }
 
+// Invariant: of a pool that has more, a Forwarder takes no more connections than the page says, so that those are enough.
 func TestOperations_APoolOfFiveConnectionsIsEnough(t *testing.T) {
 	store, pool := newStore(t)
+	const backlog = 5_000
+	messages := make([]*message.Message, backlog)
+	for i := range messages {
+		messages[i] = orderPlaced(strconv.Itoa(i))
+	}
 	publisher, err := outbox.NewPublisher(store, outbox.WithOwnTx())
 	require.NoError(t, err)
-	require.NoError(t, publisher.Publish("orders.placed", orderPlaced("42")))
-	relayPool, err := openRelayPool(t.Context(), pool.Config().ConnString())
+	require.NoError(t, publisher.Publish("orders.placed", messages...))
+	enough, err := openRelayPool(t.Context(), pool.Config().ConnString())
+	require.NoError(t, err)
+	defer enough.Close()
+	config := enough.Config()
+	config.MaxConns *= 4
+	relayPool, err := pgxpool.NewWithConfig(t.Context(), config)
 	require.NoError(t, err)
 	defer relayPool.Close()
 	relay, err := pgxstore.New(relayPool)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, relay.Close()) })
-	require.NoError(t, forwardAll(t.Context(), relay, brokerFunc(func(string, *message.Message) error { return nil })))
-	require.Zero(t, count(t, pool, "SELECT count(*) FROM outbox_messages"))
+	forwarder, err := outbox.NewForwarder(relay, brokerFunc(func(string, *message.Message) error { return nil }),
+		outbox.WithRetention(time.Hour))
+	require.NoError(t, err)
+	var running sync.WaitGroup
+	running.Go(func() { // ends when it is closed
+		if err := forwarder.Run(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	require.Eventually(t, func() bool {
+		stats, err := store.Stats(t.Context())
+		require.NoError(t, err)
+		return stats.Pending == 0
+	}, patience, time.Millisecond)
+	require.NoError(t, forwarder.Close())
+	running.Wait()
+	require.Equal(t, backlog, count(t, pool, "SELECT count(*) FROM outbox_archive WHERE status = 'processed'"))
+	// The pool makes one only where all others are taken.
+	require.LessOrEqual(t, relayPool.Stat().TotalConns(), enough.Config().MaxConns)
 }
 
 // docs:begin stats

@@ -1,6 +1,7 @@
 package after
 
 import (
+	"github.com/IBM/sarama"
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill-kafka/v3/pkg/kafka"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -12,9 +13,12 @@ var logger = watermill.NewSlogLogger(nil)
 //
 // docs:begin kafka
 func NewKafkaPublisher(brokers []string) (message.Publisher, error) {
+	config := kafka.DefaultSaramaSyncPublisherConfig()
+	config.Producer.RequiredAcks = sarama.WaitForAll // all in-sync replicas have it, and not the leader only
 	return kafka.NewPublisher(kafka.PublisherConfig{
-		Brokers:   brokers,
-		Marshaler: kafka.NewWithPartitioningMarshaler(partitionKey),
+		Brokers:               brokers,
+		Marshaler:             kafka.NewWithPartitioningMarshaler(partitionKey),
+		OverwriteSaramaConfig: config,
 	}, logger)
 }
 

@@ -1,8 +1,4 @@
-// Package schema has what the client in package ent is generated from:
-//
-//	go run entgo.io/ent/cmd/ent@v0.14.5 generate --feature sql/execquery ./docs/ent/schema
-//
-// less enttest and hook, which nothing uses.
+// Package schema has what the client in package ent is generated from, by go generate ./docs/ent.
 package schema
 
 import (
