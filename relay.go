@@ -28,7 +28,7 @@ const (
 	maxBatches = 4
 	// drainAttempts is how many claims in a row may fail before Drain gives up: half a second's, and their own time.
 	drainAttempts = 8
-	// standbyPoll is the longest wait of an instance that holds no lease.
+	// standbyPoll is the longest wait for the next Claim of an instance that holds no lease, or that has enough to do.
 	standbyPoll = 250 * time.Millisecond
 )
 

@@ -90,7 +90,7 @@ func (k kafkaBroker) createTopic(t testing.TB, topic string, settings map[string
 }
 
 func (kafkaBroker) Refuse(msg *message.Message) bool {
-	msg.Payload = make([]byte, 2<<20) // sarama's MaxMessageBytes is 1,000,000
+	msg.Payload = make([]byte, 2<<20) // sarama's MaxMessageBytes is 1 MiB
 	return true
 }
 

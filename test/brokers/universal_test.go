@@ -1,7 +1,6 @@
 package brokers_test
 
 import (
-	"context"
 	"maps"
 	"testing"
 
@@ -68,12 +67,7 @@ func runUniversal(t *testing.T, suite universalSuite, b broker, store outbox.Sto
 	t.Cleanup(func() { require.NoError(t, publisher.Close()) })
 	f, err := outbox.NewForwarder(store, publisher)
 	require.NoError(t, err)
-	ended := make(chan error, 1)
-	go func() { ended <- f.Run(context.Background()) }() // ends when it is closed
-	t.Cleanup(func() {
-		require.NoError(t, f.Close())
-		require.NoError(t, <-ended)
-	})
+	run(t, f)
 	// The suite looks at the order of messages of one payload.
 	byPayload := outbox.WithKeyFunc(func(topic string, msg *message.Message) (string, error) {
 		return topic + "/" + string(msg.Payload), nil

@@ -70,6 +70,12 @@ func (w *world) forward(t *testing.T, opts ...outbox.Option) (stop func()) {
 		outbox.WithRetention(time.Hour), outbox.WithLogger(logger), outbox.WithPermanentError(w.broker.IsPermanent),
 	}, opts...)...)
 	require.NoError(t, err)
+	return run(t, f)
+}
+
+// run runs a Forwarder until stop is called or the test ends.
+func run(t *testing.T, f *outbox.Forwarder) (stop func()) {
+	t.Helper()
 	ended := make(chan error, 1)
 	go func() { ended <- f.Run(context.Background()) }() // ends when it is closed
 	select {
