@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+
+	"github.com/watermill-outbox/outbox/benchmarks/measure"
+	"github.com/watermill-outbox/outbox/benchmarks/peer"
+	"github.com/watermill-outbox/outbox/benchmarks/result"
+)
+
+// runCommand runs scenarios.
+type runCommand struct {
+	Quick       bool     `help:"Only what the README shows, with smaller backlogs: under five minutes."`
+	Only        []string `help:"Only these scenarios." placeholder:"SCENARIO"`
+	Peers       []string `help:"Only these peers; this project is \"outbox\"." placeholder:"PEER"`
+	Repetitions int      `default:"3" help:"How often each peer has its turn, at least 3 for a result worth showing."`
+	Seed        int64    `default:"1" help:"For what is drawn: keys, and who has the first turn."`
+	Profiles    string   `help:"A folder for profiles of processor time of all relays that are Go programs." type:"existingdir"`
+	Out         string   `default:"results.json" help:"The file to write."`
+}
+
+type metrics = map[string]float64
+
+// concurrency is how many messages each peer has on their way to the broker at once, where it leaves that to the user:
+// the Forwarder's default.
+const concurrency = 256
+
+const partitions = 8
+
+// bench is one run of the program.
+type bench struct {
+	env      peer.Env
+	topic    *measure.Topic
+	postgres *measure.Process // nil where the server is on another machine
+	kafka    *measure.Process
+	rng      *rand.Rand
+	outboxes map[string]peer.Outbox
+	profiles string // a folder; empty for none
+	scratch  string // a folder for files of SQLite
+	result   *result.Result
+}
+
+func (c *runCommand) Run() (err error) {
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+	scenarios, err := c.selected()
+	if err != nil {
+		return err
+	}
+	b, err := newBench(ctx, c.Seed)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+	began := time.Now()
+	b.profiles, b.result.Mode = c.Profiles, "full"
+	if c.Quick {
+		b.result.Mode = "quick"
+	}
+	if err := b.runAll(ctx, scenarios, c.Repetitions); err != nil {
+		return err
+	}
+	b.result.Took = time.Since(began).Seconds()
+	b.result.Ratios = ratios(b.result.Runs)
+	if err := b.result.Write(c.Out); err != nil {
+		return err
+	}
+	fmt.Print(b.result.Markdown()) //nolint:forbidigo // what the command is for
+	return nil
+}
+
+func (c *runCommand) selected() ([]scenario, error) {
+	all := allScenarios()
+	if c.Quick {
+		all = quickScenarios()
+	}
+	for _, name := range c.Only {
+		if !slices.ContainsFunc(all, func(s scenario) bool { return s.name == name }) {
+			return nil, fmt.Errorf("there is no scenario %q", name)
+		}
+	}
+	for _, name := range c.Peers {
+		if _, err := peerNamed(name); err != nil {
+			return nil, err
+		}
+	}
+	var chosen []scenario
+	for _, s := range all {
+		if len(c.Only) > 0 && !slices.Contains(c.Only, s.name) {
+			continue
+		}
+		if len(c.Peers) > 0 {
+			s.peers = slices.DeleteFunc(slices.Clone(s.peers), func(p peer.Peer) bool { return !slices.Contains(c.Peers, p.Name) })
+		}
+		chosen = append(chosen, s)
+	}
+	return chosen, nil
+}
+
+func newBench(ctx context.Context, seed int64) (*bench, error) {
+	databaseURL, err := createDatabase(ctx)
+	if err != nil {
+		return nil, err
+	}
+	topic, err := measure.NewTopic(ctx, peer.KafkaBrokers(), fmt.Sprintf("benchmarks-%d", time.Now().UnixMilli()), partitions)
+	if err != nil {
+		return nil, err
+	}
+	scratch, err := os.MkdirTemp("", "outbox-benchmarks-")
+	if err != nil {
+		return nil, err
+	}
+	b := &bench{
+		scratch: scratch,
+		topic: topic, rng: rand.New(rand.NewPCG(uint64(seed), 0)), //nolint:gosec // what is drawn is no secret
+		outboxes: map[string]peer.Outbox{},
+		result:   &result.Result{Started: time.Now(), Seed: seed, Peers: map[string]string{}},
+	}
+	if b.env, err = connect(ctx, databaseURL, topic.Name, concurrency); err != nil {
+		return nil, err
+	}
+	if _, err := b.env.Pool.Exec(ctx, peer.CreateOrders); err != nil {
+		return nil, err
+	}
+	b.postgres = localProcess(int(b.env.Pool.Config().ConnConfig.Port))
+	if broker, err := url.Parse("kafka://" + peer.KafkaBrokers()[0]); err == nil {
+		if port, err := strconv.Atoi(broker.Port()); err == nil {
+			b.kafka = localProcess(port)
+		}
+	}
+	return b, b.describe(ctx)
+}
+
+// localProcess returns nil where the server cannot be seen: figures of processor time are left out then.
+func localProcess(port int) *measure.Process {
+	p, err := measure.ProcessOn(port)
+	if err != nil {
+		return nil
+	}
+	return &p
+}
+
+func (b *bench) close() error {
+	var errs []error
+	for name, o := range b.outboxes {
+		if err := o.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("closing %s: %w", name, err))
+		}
+	}
+	disconnect(b.env)
+	const patience = 10 * time.Second
+	ctx, cancel := context.WithTimeout(context.Background(), patience) // also after an interrupt
+	defer cancel()
+	return errors.Join(append(errs, b.topic.Close(ctx), dropDatabase(ctx), os.RemoveAll(b.scratch))...)
+}
+
+// runAll has each peer take its turn in each repetition, and a different one begin each time. What fails is in the result.
+func (b *bench) runAll(ctx context.Context, scenarios []scenario, repetitions int) error {
+	turns := 0
+	for _, s := range scenarios {
+		turns += len(s.peers) * repetitions
+	}
+	bar := progressbar.NewOptions(turns, progressbar.OptionSetWriter(os.Stderr), progressbar.OptionShowCount(),
+		progressbar.OptionSetElapsedTime(true), progressbar.OptionFullWidth())
+	for _, s := range scenarios {
+		for repetition := range repetitions {
+			for turn := range s.peers {
+				p := s.peers[(turn+repetition)%len(s.peers)]
+				bar.Describe(s.name + ", " + p.Name)
+				run := result.Run{Scenario: s.name, Peer: p.Name, Repetition: repetition + 1, Started: time.Now()}
+				if err := b.runOne(ctx, s, p, &run); err != nil {
+					run.Error = err.Error()
+					fmt.Fprintf(os.Stderr, "\n%s, %s: %v\n", s.name, p.Name, err)
+				}
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				run.Took = time.Since(run.Started).Seconds()
+				b.result.Runs = append(b.result.Runs, run)
+				_ = bar.Add(1) // the terminal may be gone
+			}
+		}
+	}
+	return bar.Finish()
+}
+
+func (b *bench) runOne(ctx context.Context, s scenario, p peer.Peer, run *result.Run) (err error) {
+	o, ok := b.outboxes[p.Name]
+	b.result.Peers[p.Name] = p.About
+	if !ok && p.New != nil {
+		if o, err = p.New(ctx, b.env); err != nil {
+			return err
+		}
+		b.outboxes[p.Name] = o
+		if err := o.Create(ctx); err != nil {
+			return err
+		}
+		if server, ok := o.(peer.Server); ok {
+			if err := server.Start(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return s.run(ctx, b, p, o, run)
+}
+
+// clean has the outbox and the topic be empty.
+func (b *bench) clean(ctx context.Context, o peer.Outbox) error {
+	if _, err := b.env.Pool.Exec(ctx, "TRUNCATE orders"); err != nil {
+		return err
+	}
+	if err := o.Create(ctx); err != nil {
+		return err
+	}
+	return b.topic.Empty(ctx)
+}

@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/watermill-outbox/outbox/benchmarks/peer"
+)
+
+// drain is a scenario in which a backlog is waiting when the relays start.
+type drain struct {
+	publisher string // kafka, noop or slow
+	shape     peer.Shape
+	// n is how many messages; for peers that are much slower it is less, so that no repetition takes long.
+	n         int
+	slower    map[string]int
+	instances int
+	// held is whether somebody's snapshot is held open from before the backlog until it is drained.
+	held bool
+}
+
+// warm is the share of a backlog that is drained before the clock starts: processes have started, connections are made.
+const warm = 0.1
+
+func (d drain) run(ctx context.Context, b *bench, p peer.Peer, o peer.Outbox) (m metrics, err error) {
+	n := d.n
+	if of, ok := d.slower[p.Name]; ok {
+		n = of
+	}
+	if err := b.clean(ctx, o); err != nil {
+		return nil, err
+	}
+	if d.held {
+		tx, err := b.env.Pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+		if err != nil {
+			return nil, err
+		}
+		defer tx.Rollback(ctx) //nolint:errcheck // it was to be held, and nothing else
+		if _, err := tx.Exec(ctx, "SELECT count(*) FROM orders"); err != nil {
+			return nil, err
+		}
+	}
+	if err := b.fill(ctx, o, peer.Backlog{N: n, Shape: d.shape}); err != nil {
+		return nil, fmt.Errorf("filling: %w", err)
+	}
+	var relays []*relayProcess
+	defer func() {
+		for _, r := range relays {
+			if stopped := r.stop(ctx); err == nil {
+				err = stopped
+			}
+		}
+	}()
+	for range max(d.instances, 1) {
+		r, err := b.startRelay(ctx, p, o, d.publisher)
+		if err != nil {
+			return nil, err
+		}
+		r.ResetPeak()
+		relays = append(relays, r)
+	}
+	return b.watch(ctx, relays, d.publisher == "kafka", n)
+}
+
+// fill commits a backlog: by SQL, or as the application does, with many messages in a transaction.
+func (b *bench) fill(ctx context.Context, o peer.Outbox, backlog peer.Backlog) error {
+	if filler, ok := o.(peer.Filler); ok {
+		return filler.Fill(ctx, backlog)
+	}
+	const batch = 500
+	msgs := make([]peer.Message, 0, batch)
+	for n := range backlog.N {
+		msgs = append(msgs, backlog.Message(n, b.rng))
+		if len(msgs) == batch || n == backlog.N-1 {
+			if err := o.Commit(ctx, msgs...); err != nil {
+				return err
+			}
+			msgs = msgs[:0]
+		}
+	}
+	return nil
+}
+
+// watch measures from when the warm-up is over until all messages are published.
+func (b *bench) watch(ctx context.Context, relays []*relayProcess, kafka bool, n int) (metrics, error) {
+	counting := b.counter(relays, kafka)
+	begin, err := b.await(ctx, counting, relays, int(warm*float64(n)))
+	if err != nil {
+		return nil, err
+	}
+	var millions []sample
+	for next := 1_000_000; next < n; next += 1_000_000 {
+		at, err := b.await(ctx, counting, relays, next)
+		if err != nil {
+			return nil, err
+		}
+		millions = append(millions, at)
+	}
+	end, err := b.await(ctx, counting, relays, n)
+	if err != nil {
+		return nil, err
+	}
+	m := end.since(begin)
+	for _, r := range relays {
+		peak, err := r.Peak()
+		if err != nil {
+			return nil, err
+		}
+		m["memory_peak_mb"] += peak
+	}
+	if len(millions) > 1 {
+		first, last := end.rateSince(millions[len(millions)-1]), millions[1].rateSince(millions[0])
+		m["last_to_second_million"] = first / last
+	}
+	const stragglers = 100 * time.Millisecond
+	time.Sleep(stragglers)
+	all, err := counting(ctx)
+	m["duplicates"] = float64(all - n)
+	return m, err
+}
+
+// counter counts what has been published since the topic was emptied.
+func (b *bench) counter(relays []*relayProcess, kafka bool) func(ctx context.Context) (int, error) {
+	if kafka {
+		return b.topic.Count
+	}
+	return func(context.Context) (int, error) {
+		var n int64
+		for _, r := range relays {
+			n += r.published.Load()
+		}
+		return int(n), nil
+	}
+}
+
+// sample is how far relays were at a time, and what they had used.
+type sample struct {
+	at                   time.Time
+	n                    int
+	relay, database, kafka float64 // seconds of processor time; below zero where they cannot be seen
+}
+
+// patience is how long nothing may be published before a repetition is given up.
+const patience = time.Minute
+
+// await waits until n messages have been published.
+func (b *bench) await(ctx context.Context, counting func(context.Context) (int, error), relays []*relayProcess, n int) (sample, error) {
+	last, since := -1, time.Now()
+	for {
+		count, err := counting(ctx)
+		if err != nil {
+			return sample{}, err
+		}
+		now := time.Now()
+		switch {
+		case count >= n:
+			return b.sample(relays, now, count)
+		case count > last:
+			last, since = count, now
+		case now.Sub(since) > patience:
+			return sample{}, fmt.Errorf("%d of %d messages were published, and in %v none", count, n, patience)
+		}
+		select {
+		case <-ctx.Done():
+			return sample{}, ctx.Err()
+		case <-time.After(sampling):
+		}
+	}
+}
+
+func (b *bench) sample(relays []*relayProcess, at time.Time, n int) (sample, error) {
+	s := sample{at: at, n: n, database: -1, kafka: -1}
+	for _, r := range relays {
+		cpu, err := r.CPU()
+		if err != nil {
+			return s, err
+		}
+		s.relay += cpu
+	}
+	var err error
+	if b.postgres != nil {
+		if s.database, err = b.postgres.CPU(); err != nil {
+			return s, err
+		}
+	}
+	if b.kafka != nil {
+		s.kafka, err = b.kafka.CPU()
+	}
+	return s, err
+}
+
+func (s sample) rateSince(begin sample) float64 {
+	return float64(s.n-begin.n) / s.at.Sub(begin.at).Seconds()
+}
+
+func (s sample) since(begin sample) metrics {
+	perMillion := func(seconds float64) float64 { return seconds / float64(s.n-begin.n) * 1e6 }
+	m := metrics{
+		"rate_per_s":                s.rateSince(begin),
+		"cpu_relay_s_per_million": perMillion(s.relay - begin.relay),
+	}
+	if s.database >= 0 {
+		m["cpu_database_s_per_million"] = perMillion(s.database - begin.database)
+		m["cpu_s_per_million"] = perMillion(s.relay - begin.relay + s.database - begin.database)
+	}
+	if s.kafka >= 0 {
+		m["cpu_kafka_s_per_million"] = perMillion(s.kafka - begin.kafka)
+	}
+	return m
+}

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"github.com/watermill-outbox/outbox/benchmarks/peer"
+	"github.com/watermill-outbox/outbox/benchmarks/result"
+)
+
+// latency is a scenario with a steady load, in which the time counts from when Commit has returned until Kafka has
+// written the message.
+type latency struct {
+	perSecond int
+	perCommit int // messages in a transaction
+	lasts     time.Duration
+	shape     peer.Shape
+}
+
+const (
+	// producers is how many goroutines commit at once, at most.
+	producers = 32
+	// settling is for how long the load runs before it counts.
+	settling = time.Second
+)
+
+func (l latency) run(ctx context.Context, b *bench, p peer.Peer, o peer.Outbox, run *result.Run) (err error) {
+	if err := b.clean(ctx, o); err != nil {
+		return err
+	}
+	relay, err := b.startRelay(ctx, p, o, "kafka")
+	if err != nil {
+		return err
+	}
+	relays := []*relayProcess{relay}
+	defer func() { err = errors.Join(err, relay.stop(ctx)) }()
+	if err := o.Commit(ctx, l.shape.Message(0, b.rng)); err != nil { // connections are made
+		return err
+	}
+	begin, err := b.await(ctx, b.topic.Count, relays, 1)
+	if err != nil {
+		return err
+	}
+	if err := b.topic.Empty(ctx); err != nil {
+		return err
+	}
+	committed, err := l.load(ctx, b, o)
+	if err != nil {
+		return err
+	}
+	end, err := b.await(ctx, b.topic.Count, relays, len(committed))
+	if err != nil {
+		return err
+	}
+	begin.n = 0
+	run.Metrics = end.since(begin)
+	return writtenAfter(ctx, b, committed, l.settled(), run)
+}
+
+// settled is the number of the first message that counts.
+func (l latency) settled() int { return int(settling.Seconds() * float64(l.perSecond)) }
+
+// load commits at the rate, by a schedule that does not wait for who is late, and returns when each message was committed.
+func (l latency) load(ctx context.Context, b *bench, o peer.Outbox) ([]time.Time, error) {
+	every := time.Second * time.Duration(l.perCommit) / time.Duration(l.perSecond)
+	commits := int((settling + l.lasts) / every)
+	committed := make([]time.Time, commits*l.perCommit)
+	var next atomic.Int64
+	var all sync.WaitGroup
+	var failed atomic.Pointer[error]
+	begin := time.Now()
+	for range producers {
+		all.Go(func() {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= commits || ctx.Err() != nil || failed.Load() != nil {
+					return
+				}
+				msgs := make([]peer.Message, l.perCommit)
+				for j := range msgs {
+					msgs[j] = l.shape.Message(i*l.perCommit+j, nil)
+				}
+				time.Sleep(time.Until(begin.Add(time.Duration(i) * every)))
+				if err := o.Commit(ctx, msgs...); err != nil {
+					failed.Store(&err)
+					return
+				}
+				now := time.Now()
+				for j := range msgs {
+					committed[i*l.perCommit+j] = now
+				}
+			}
+		})
+	}
+	all.Wait()
+	if err := failed.Load(); err != nil {
+		return nil, *err
+	}
+	return committed, ctx.Err()
+}
+
+// writtenAfter measures how long after its commit each message was first written, from the first that counts. The
+// broker's clock tells whole milliseconds, so half of one is added.
+func writtenAfter(ctx context.Context, b *bench, committed []time.Time, from int, run *result.Run) error {
+	histogram := newHistogram()
+	seen := make([]bool, len(committed))
+	duplicates := 0
+	err := b.topic.Each(ctx, func(payload []byte, written time.Time) error {
+		n, err := peer.NumberOf(payload)
+		switch {
+		case err != nil:
+			return err
+		case n >= len(committed):
+			return fmt.Errorf("message %d was never committed", n)
+		case seen[n]:
+			duplicates++
+			return nil
+		}
+		seen[n] = true
+		if n >= from {
+			record(histogram, written.Add(time.Millisecond/2).Sub(committed[n]))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for n := range seen {
+		if !seen[n] {
+			return fmt.Errorf("message %d was lost", n)
+		}
+	}
+	run.Metrics["duplicates"] = float64(duplicates)
+	return tell(histogram, run)
+}
+
+// newHistogram is of microseconds, up to ten minutes, with three digits.
+func newHistogram() *hdrhistogram.Histogram {
+	return hdrhistogram.New(1, (10 * time.Minute).Microseconds(), 3)
+}
+
+func record(h *hdrhistogram.Histogram, d time.Duration) {
+	_ = h.RecordValue(min(max(d.Microseconds(), 1), h.HighestTrackableValue())) // it is within the bounds
+}
+
+// tell puts a histogram and its percentiles into the result.
+func tell(h *hdrhistogram.Histogram, run *result.Run) error {
+	for metric, percentile := range map[string]float64{"p50_ms": 50, "p90_ms": 90, "p99_ms": 99, "p999_ms": 99.9, "max_ms": 100} {
+		run.Metrics[metric] = float64(h.ValueAtPercentile(percentile)) / 1000
+	}
+	encoded, err := h.Encode(hdrhistogram.V2CompressedEncodingCookieBase)
+	if err != nil {
+		return err
+	}
+	run.Latencies = string(encoded)
+	if _, err := base64.StdEncoding.DecodeString(run.Latencies); err != nil {
+		return fmt.Errorf("the histogram's encoding: %w", err)
+	}
+	return nil
+}
