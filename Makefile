@@ -10,7 +10,7 @@ GOTESTSUM_VERSION := v1.13.0
 GOTESTSUM := $(TOOLS)/gotestsum-$(GOTESTSUM_VERSION)
 
 # Every module of the repository; go.work joins them.
-PACKAGES := ./... ./examples/... ./test/...
+PACKAGES := ./... ./examples/... ./test/... ./benchmarks/...
 
 .PHONY: help
 help: ## List the targets
@@ -29,14 +29,14 @@ test: services $(GOTESTSUM) ## Run all tests, with the race detector
 	go vet $(PACKAGES)
 	go vet -tags stress ./test/brokers
 	go test -race -timeout 30m ./...
-	go test -race -count=1 ./examples/... # they build programs, whose changes the cache of tests does not see
+	go test -race -count=1 ./examples/... ./benchmarks/... # the former build programs, whose changes the cache of tests does not see
 	$(GOTESTSUM) --format testname -- -race -count=1 -timeout 30m ./test/...
 	$(GOTESTSUM) --format testname -- -count=1 -timeout 30m -run '(TestBrokers|TestUniversal)/RabbitMQ' ./test/brokers # see rabbitmq_test.go
 
 .PHONY: test-short
 test-short: services ## Run all tests but the long ones, without the race detector
 	go test -short ./...
-	go test -short -count=1 ./examples/... ./test/...
+	go test -short -count=1 ./examples/... ./test/... ./benchmarks/...
 
 .PHONY: stress
 stress: services ## Run the tests of root and of the stores fifty times over
@@ -52,8 +52,27 @@ fuzz: ## Fuzz each target for FUZZTIME (30s)
 	go test -run '^$$' -fuzz FuzzEncodeHeaders -fuzztime $(or $(FUZZTIME),30s) ./internal/sqlstore/
 	go test -run '^$$' -fuzz FuzzDecodeHeaders -fuzztime $(or $(FUZZTIME),30s) ./internal/sqlstore/
 
+# Debezium is one of the peers. What a run has found is in RESULT, and the README's section is made of it by bench-report.
+BENCH := BENCH_DEBEZIUM_JARS="$$(services/services debezium-jars)" go run ./benchmarks
+
 .PHONY: bench
-bench: services ## Compare with the same work written by hand, in turns
+bench: services ## Measure this project and its alternatives in turns: 40 minutes
+	$(BENCH) run --out $(or $(RESULT),benchmarks/results/full.json)
+
+.PHONY: bench-quick
+bench-quick: services ## The same in five minutes: what the README shows
+	$(BENCH) run --quick --out $(or $(RESULT),benchmarks/results/quick.json)
+
+.PHONY: bench-report
+bench-report: ## Put a result into the README: its table and its chart
+	go run ./benchmarks report $(or $(RESULT),benchmarks/results/quick.json) --readme README.md --chart docs/performance.svg
+
+.PHONY: soak
+soak: services ## Relay a steady load for DURATION (1h), and fail if anything grows
+	go run ./benchmarks soak --duration $(or $(DURATION),1h)
+
+.PHONY: bench-sqlite
+bench-sqlite: services ## Compare with the same work written by hand, on SQLite and in memory, in turns
 	go test -run '^$$' -bench 'Dispatch|Drain_OverSQLite_Against' -benchtime 10x .
 	go test -run '^$$' -bench 'Publish|Deduplicator' -benchtime 200x .
 	go test -run '^$$' -bench OfAMillion -benchtime 3x .
@@ -84,12 +103,14 @@ lint: $(GOLANGCI_LINT) ## Check style, layers and common mistakes
 	$(GOLANGCI_LINT) run ./...
 	cd examples && $(GOLANGCI_LINT) run --config ../.golangci.yml ./...
 	cd test && $(GOLANGCI_LINT) run --config ../.golangci.yml ./...
+	cd benchmarks && $(GOLANGCI_LINT) run --config ../.golangci.yml ./...
 
 .PHONY: fmt
 fmt: $(GOLANGCI_LINT) ## Format all code
 	$(GOLANGCI_LINT) fmt ./...
 	cd examples && $(GOLANGCI_LINT) fmt --config ../.golangci.yml ./...
 	cd test && $(GOLANGCI_LINT) fmt --config ../.golangci.yml ./...
+	cd benchmarks && $(GOLANGCI_LINT) fmt --config ../.golangci.yml ./...
 
 $(GOLANGCI_LINT):
 	@mkdir -p $(TOOLS)

@@ -21,6 +21,7 @@ import (
 )
 
 // runCommand runs scenarios.
+
 type runCommand struct {
 	Quick       bool     `help:"Only what the README shows, with smaller backlogs: under five minutes."`
 	Only        []string `help:"Only these scenarios." placeholder:"SCENARIO"`
@@ -124,7 +125,7 @@ func newBench(ctx context.Context, seed int64) (*bench, error) {
 	}
 	b := &bench{
 		scratch: scratch,
-		topic: topic, rng: rand.New(rand.NewPCG(uint64(seed), 0)), //nolint:gosec // what is drawn is no secret
+		topic:   topic, rng: rand.New(rand.NewPCG(uint64(seed), 0)), //nolint:gosec // what is drawn is no secret
 		outboxes: map[string]peer.Outbox{},
 		result:   &result.Result{Started: time.Now(), Seed: seed, Peers: map[string]string{}},
 	}
@@ -196,24 +197,35 @@ func (b *bench) runAll(ctx context.Context, scenarios []scenario, repetitions in
 	return bar.Finish()
 }
 
-func (b *bench) runOne(ctx context.Context, s scenario, p peer.Peer, run *result.Run) (err error) {
-	o, ok := b.outboxes[p.Name]
+func (b *bench) runOne(ctx context.Context, s scenario, p peer.Peer, run *result.Run) error {
 	b.result.Peers[p.Name] = p.About
-	if !ok && p.New != nil {
-		if o, err = p.New(ctx, b.env); err != nil {
-			return err
-		}
-		b.outboxes[p.Name] = o
-		if err := o.Create(ctx); err != nil {
-			return err
-		}
-		if server, ok := o.(peer.Server); ok {
-			if err := server.Start(ctx); err != nil {
-				return err
-			}
-		}
+	if p.New == nil { // it is something else than an outbox
+		return s.run(ctx, b, p, nil, run)
+	}
+	o, err := b.outbox(ctx, p)
+	if err != nil {
+		return err
 	}
 	return s.run(ctx, b, p, o, run)
+}
+
+// outbox returns a peer's outbox, and makes it when it is asked for first.
+func (b *bench) outbox(ctx context.Context, p peer.Peer) (peer.Outbox, error) {
+	if o, ok := b.outboxes[p.Name]; ok {
+		return o, nil
+	}
+	o, err := p.New(ctx, b.env)
+	if err != nil {
+		return nil, err
+	}
+	b.outboxes[p.Name] = o
+	if err := o.Create(ctx); err != nil {
+		return nil, err
+	}
+	if server, ok := o.(peer.Server); ok {
+		return o, server.Start(ctx)
+	}
+	return o, nil
 }
 
 // clean has the outbox and the topic be empty.

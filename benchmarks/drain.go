@@ -138,8 +138,8 @@ func (b *bench) counter(relays []*relayProcess, kafka bool) func(ctx context.Con
 
 // sample is how far relays were at a time, and what they had used.
 type sample struct {
-	at                   time.Time
-	n                    int
+	at                     time.Time
+	n                      int
 	relay, database, kafka float64 // seconds of processor time; below zero where they cannot be seen
 }
 
@@ -199,7 +199,7 @@ func (s sample) rateSince(begin sample) float64 {
 func (s sample) since(begin sample) metrics {
 	perMillion := func(seconds float64) float64 { return seconds / float64(s.n-begin.n) * 1e6 }
 	m := metrics{
-		"rate_per_s":                s.rateSince(begin),
+		"rate_per_s":              s.rateSince(begin),
 		"cpu_relay_s_per_million": perMillion(s.relay - begin.relay),
 	}
 	if s.database >= 0 {

@@ -44,4 +44,3 @@ func peerNamed(name string) (peer.Peer, error) {
 	}
 	return peer.Peer{}, fmt.Errorf("there is no peer %q, only %s", name, strings.Join(names, "; "))
 }
-

@@ -165,7 +165,7 @@ func (b *bench) startRelay(ctx context.Context, p peer.Peer, o peer.Outbox, publ
 		name := fmt.Sprintf("%s %s %d.pprof", p.Name, publisher, time.Now().UnixMilli())
 		arguments = append(arguments, "--profile", filepath.Join(b.profiles, name))
 	}
-	command := exec.Command(self, arguments...) //nolint:noctx // it is ended by a signal
+	command := exec.Command(self, arguments...) //nolint:noctx,gosec // it is this program, and ended by a signal
 	command.Stderr = os.Stderr
 	out, err := command.StdoutPipe()
 	if err != nil {

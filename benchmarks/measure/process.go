@@ -20,11 +20,11 @@ func ProcessOn(port int) (Process, error) {
 	if err != nil {
 		return Process{}, err
 	}
-	sockets, err := fs.NetTCP()
+	sockets, err := fs.NetTCP() //nolint:staticcheck // netlink is more than this takes
 	if err != nil {
 		return Process{}, err
 	}
-	sockets6, _ := fs.NetTCP6() // which a machine may not have
+	sockets6, _ := fs.NetTCP6() //nolint:staticcheck // which a machine may not have
 	const listening = 10
 	wanted := map[string]bool{}
 	for _, socket := range append(sockets, sockets6...) {
@@ -103,4 +103,3 @@ func (p Process) Peak() (float64, error) {
 	status, err := proc.NewStatus()
 	return float64(status.VmHWM) / (1 << 20), err
 }
-

@@ -50,4 +50,4 @@ func (f *floor) Commit(ctx context.Context, msgs ...Message) error {
 }
 
 func (f *floor) Relay(context.Context, message.Publisher) error { return errNoOutbox }
-func (f *floor) Close() error                                    { return nil }
+func (f *floor) Close() error                                   { return nil }
