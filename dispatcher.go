@@ -42,10 +42,11 @@ type dispatcher struct {
 	failures     int
 }
 
-// item is a claimed message. The dispatcher owns it, except for msg while a worker publishes it.
+// item is a claimed message. The dispatcher owns it, except for what msg points to while a worker publishes it.
 type item struct {
-	msg       Message
+	msg       *Message
 	size      int
+	term      int64 // see TermReporter
 	claimedAt time.Time
 	startedAt time.Time
 	probe     func(error) // ends the topic's probe that this is, if it is one
@@ -91,11 +92,11 @@ func newDispatcher(cfg *Config, observe func(Event)) *dispatcher {
 }
 
 // claimed takes messages in.
-func (d *dispatcher) claimed(msgs []Message, now time.Time) {
+func (d *dispatcher) claimed(msgs []Message, term int64, now time.Time) {
 	items := make([]item, len(msgs))
 	for i := range msgs {
 		it := &items[i]
-		it.msg, it.size, it.claimedAt = msgs[i], msgs[i].Size(), now
+		it.msg, it.size, it.term, it.claimedAt = &msgs[i], msgs[i].Size(), term, now
 		if d.enqueue(it) {
 			d.inFlight++
 			d.inFlightBytes += it.size
@@ -253,14 +254,14 @@ func (d *dispatcher) retry(it *item, err error, counted bool, after time.Duratio
 	if counted {
 		o.Err = err
 	}
-	d.observe(FailedEvent{Message: it.msg, Err: err, Counted: counted, RetryAfter: after})
+	d.observe(FailedEvent{Message: *it.msg, Err: err, Counted: counted, RetryAfter: after})
 	d.settle(it, o, now)
 	d.releaseKey(it, now)
 }
 
 func (d *dispatcher) setAside(it *item, err error, now time.Time) {
 	d.outages.settled(it)
-	d.observe(SetAsideEvent{Message: it.msg, Err: err})
+	d.observe(SetAsideEvent{Message: *it.msg, Err: err})
 	d.settle(it, Outcome{ID: it.msg.ID, Status: StatusFailed, Err: err}, now)
 	d.releaseKey(it, now)
 }
@@ -351,7 +352,8 @@ func (d *dispatcher) mark(it *item, now time.Time) {
 // takeMarks returns what the store is to be told, and expects marked for it.
 func (d *dispatcher) takeMarks() marks {
 	m := d.pending
-	d.pending = marks{}
+	n := len(m.outcomes) // the next batch may be about as large
+	d.pending = marks{outcomes: make([]Outcome, 0, n), sizes: make([]int, 0, n)}
 	return m
 }
 
@@ -372,7 +374,7 @@ func (d *dispatcher) tick(now time.Time) {
 			}
 			d.releaseBehind(it, now)
 			d.outages.stalled(it, now)
-			msg := it.msg
+			msg := *it.msg
 			msg.Payload, msg.Headers = nil, nil // the publisher may be writing to them
 			d.observe(StalledEvent{Message: msg, Duration: now.Sub(it.startedAt)})
 		}

@@ -154,7 +154,7 @@ func (h *dispatcherHistory) claim(t *rapid.T) {
 			h.taken[r]++
 		}
 	}
-	h.d.claimed(msgs, time.Now())
+	h.d.claimed(msgs, 0, time.Now())
 }
 
 // left is how many times a message has left the dispatcher without the store's knowledge.

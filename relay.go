@@ -45,7 +45,8 @@ type relay struct {
 	f      *Forwarder
 	cfg    *Config
 	store  LeasedStore
-	pauser TopicPauser // the store, if it is one
+	pauser TopicPauser  // the store, if it is one
+	terms  TermReporter // likewise
 	drain  bool        // stop when nothing is left to publish
 
 	grants  chan grant
@@ -96,6 +97,7 @@ type claimed struct {
 	msgs             []Message
 	full, last, idle bool
 	err              error
+	term             int64 // in which msgs were claimed
 }
 
 type result struct {
@@ -112,6 +114,7 @@ func newRelay(f *Forwarder, drain bool) *relay {
 		dispatcher: newDispatcher(&f.cfg, f.observe), begun: time.Now(),
 	}
 	r.pauser, r.dispatcher.pauses = f.store.(TopicPauser)
+	r.terms, _ = f.store.(TermReporter)
 	return r
 }
 
@@ -283,7 +286,7 @@ func (r *relay) mayGrant() bool {
 // take takes the answer to a grant, and decides when to ask again.
 func (r *relay) take(c claimed, now time.Time) {
 	r.granted, r.full = !c.last, c.full
-	r.dispatcher.claimed(c.msgs, now)
+	r.dispatcher.claimed(c.msgs, c.term, now)
 	if r.stopping {
 		r.dispatcher.releaseWaiting(now)
 		return

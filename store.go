@@ -110,6 +110,15 @@ type Notifier interface {
 	Notify(ctx context.Context, wake func()) error
 }
 
+// TermReporter is a [LeasedStore] that tells by two numbers, where Owned has to look at the claim.
+type TermReporter interface {
+	// LeaseTerm returns the current term, which is another one as soon as any lease was lost or given up, and when the
+	// first of the leases ends by the local monotonic clock. While the term is what it was before a Claim, and has not
+	// ended, Owned is true of all that was claimed and not settled or released. It is as safe and as quick as reading two
+	// atomic variables.
+	LeaseTerm() (term int64, ends time.Time)
+}
+
 // Leader is a [LeasedStore] that several instances share. What one of them is to do for all, which is the deletion of old
 // messages, is done by the one that leads.
 type Leader interface {

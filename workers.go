@@ -3,6 +3,7 @@ package outbox
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
@@ -15,16 +16,20 @@ func (r *relay) fetch() {
 	for g := range r.grants {
 		for last := false; !last; {
 			begun, n := time.Now(), min(g.limit, r.cfg.BatchSize)
+			var term int64
+			if r.terms != nil {
+				term, _ = r.terms.LeaseTerm() // before the claim: what is lost meanwhile ends it
+			}
 			msgs, err := r.store.Claim(r.fetchCtx, n, g.bytes)
 			if len(msgs) > 0 && r.f.observing {
-				r.f.observe(ClaimedEvent{Messages: msgs, Duration: time.Since(begun)})
+				r.f.observe(ClaimedEvent{Messages: slices.Clone(msgs), Duration: time.Since(begun)}) // they change hands
 			}
 			g.limit -= n
 			for i := range msgs {
 				g.bytes -= msgs[i].Size()
 			}
 			last = err != nil || len(msgs) < n || g.limit <= 0 || g.bytes <= 0
-			r.claims <- claimed{msgs: msgs, full: len(msgs) == n, last: last, idle: g.idle, err: err} // there is room
+			r.claims <- claimed{msgs: msgs, full: len(msgs) == n, last: last, idle: g.idle, err: err, term: term} // there is room
 			g.idle = false
 		}
 	}
@@ -66,7 +71,7 @@ var errGoexit = errors.New("the publisher ended its goroutine (runtime.Goexit, a
 
 // publish hands one message to the broker's publisher.
 func (r *relay) publish(it *item) error {
-	if !r.store.Owned(it.msg.ID) {
+	if !r.owned(it) {
 		return errLost
 	}
 	if !r.f.observing {
@@ -75,9 +80,19 @@ func (r *relay) publish(it *item) error {
 	begun := time.Now()
 	err := r.publishRecovered(it)
 	if err == nil {
-		r.f.observe(PublishedEvent{Message: it.msg, Duration: time.Since(begun)})
+		r.f.observe(PublishedEvent{Message: *it.msg, Duration: time.Since(begun)})
 	}
 	return err
+}
+
+// owned tells whether a message may be published.
+func (r *relay) owned(it *item) bool {
+	if r.terms != nil {
+		if term, ends := r.terms.LeaseTerm(); term == it.term && time.Now().Before(ends) {
+			return true
+		}
+	}
+	return r.store.Owned(it.msg.ID)
 }
 
 // publishRecovered makes an error of the publisher's panic, and of nobody else's. It is judged like any other: clients

@@ -25,7 +25,7 @@ import (
 type runCommand struct {
 	Quick       bool     `help:"Only what the README shows, with smaller backlogs: under five minutes."`
 	Only        []string `help:"Only these scenarios." placeholder:"SCENARIO"`
-	Peers       []string `help:"Only these peers; this project is \"outbox\"." placeholder:"PEER"`
+	Peers       []string `help:"Only these peers; this project is \"outbox\"." placeholder:"PEER" sep:"none"`
 	Repetitions int      `default:"3" help:"How often each peer has its turn, at least 3 for a result worth showing."`
 	Seed        int64    `default:"1" help:"For what is drawn: keys, and who has the first turn."`
 	Profiles    string   `help:"A folder for profiles of processor time of all relays that are Go programs." type:"existingdir"`

@@ -94,6 +94,7 @@ type Features struct {
 	Notifier      bool
 	TopicPauser   bool
 	Leader        bool
+	TermReporter  bool
 	Inspector     bool
 	StatsReporter bool
 

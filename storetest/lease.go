@@ -26,6 +26,7 @@ func leasePromises() []promise {
 		{name: "IsOwnedNoMore_WhenAnotherInstanceHasIt", check: leaseIsOwnedNoMore},
 		{name: "TellsObserversOfItsGainAndLoss", check: leaseTellsObservers},
 		{name: "MakesOneInstanceTheLeader", check: leaseMakesALeader},
+		{name: "TellsItsTerm_WhichEndsWithAnyLoss", check: leaseTellsItsTerm},
 		{name: "OutlastsALongClaim", check: leaseOutlastsALongClaim},
 	}
 }
@@ -359,6 +360,45 @@ func leaseOutlastsALongClaim(e *env) {
 		require.True(e, a.Owned(m.ID), "Owned, after longer than a lease lasts without renewal")
 	}
 	e.settle(a, processed(claimed...)...)
+}
+
+// What was claimed in a term that goes on is owned, so a term must not outlast the loss of a slot.
+func leaseTellsItsTerm(e *env) {
+	e.needs("Features.TermReporter", e.features.TermReporter)
+	l := e.openLeased()
+	reporter, ok := outbox.Store(l).(outbox.TermReporter)
+	require.True(e, ok, "Features.TermReporter is on, but a %T is no outbox.TermReporter", l)
+	var term int64
+	goesOn := func() bool {
+		now, ends := reporter.LeaseTerm()
+		return now == term && time.Now().Before(ends)
+	}
+	require.False(e, goesOn(), "the term of an instance that has no slots goes on")
+	e.claimAll(l, &leaseRecorder{})
+	term, _ = reporter.LeaseTerm()
+	require.True(e, goesOn(), "the term of an instance that has slots has ended")
+	e.release(l)
+	require.False(e, goesOn(), "the term of an instance that has released its slots goes on")
+	e.claimAll(l, &leaseRecorder{})
+	term, _ = reporter.LeaseTerm()
+	e.save(l, unkeyed("m"))
+	claimed := e.await(l, "m")
+	require.True(e, goesOn() && l.Owned(claimed[0].ID), "the term has ended by a claim")
+	if e.features.Slots > 1 {
+		e.settle(l, processed(claimed...)...)
+		other := e.openLeased()
+		e.poll("the term ends, since some slots go to another instance", func() bool {
+			for _, each := range []outbox.LeasedStore{l, other} {
+				_, err := e.tryClaim(e.ctx, each, 0, noMaxBytes)
+				require.True(e, err == nil || errors.Is(err, outbox.ErrNoLease), "Claim: %v", err)
+			}
+			return !goesOn()
+		})
+		return
+	}
+	e.expire(l)
+	e.awaitLoss(l, claimed[0])
+	require.False(e, goesOn(), "the term goes on, though the claim was lost")
 }
 
 // Whoever has slots when the others have none leads, and of those that share never two do.

@@ -100,6 +100,7 @@ func featuresAreThoseOfTheStore(e *env) {
 	_, notifier := s.(outbox.Notifier)
 	_, pauser := s.(outbox.TopicPauser)
 	_, leader := s.(outbox.Leader)
+	_, termReporter := s.(outbox.TermReporter)
 	_, inspector := s.(outbox.Inspector)
 	_, reporter := s.(outbox.StatsReporter)
 	for _, f := range []struct {
@@ -111,6 +112,7 @@ func featuresAreThoseOfTheStore(e *env) {
 		{"Features.Notifier", e.features.Notifier, notifier},
 		{"Features.TopicPauser", e.features.TopicPauser, pauser},
 		{"Features.Leader", e.features.Leader, leader},
+		{"Features.TermReporter", e.features.TermReporter, termReporter},
 		{"Features.Inspector", e.features.Inspector, inspector},
 		{"Features.StatsReporter", e.features.StatsReporter, reporter},
 	} {

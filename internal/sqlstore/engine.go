@@ -96,6 +96,9 @@ type Engine struct {
 	calls     map[*time.Time]struct{} // of Claim and Settle that have not ended, by when they have begun
 	closed    bool
 
+	// For LeaseTerm. Written under mu, by leasesChanged and drop.
+	term, termEnds atomic.Int64 // when it ends on the same scale as begun's
+
 	begun    time.Time    // what claim.Queue counts time from
 	notified atomic.Int64 // when the last wake-up was sent, on the same scale
 	beats    sync.WaitGroup
@@ -144,6 +147,8 @@ func (e *Engine) forget() {
 	e.queue = claim.New(perKey, maxKnown, maxIdleBytes)
 	e.orphans = map[string]*outbox.Message{}
 	e.leases = map[int]time.Time{}
+	e.term.Add(1)
+	e.leasesChanged()
 	e.reader.Reset()
 	e.due, e.nextDue = dueCursor{}, time.Time{}
 }

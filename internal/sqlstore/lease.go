@@ -82,6 +82,7 @@ func (e *Engine) gain(gained []int, asked time.Time, first bool) {
 	for _, slot := range gained {
 		e.leases[slot] = e.localEnd(asked)
 	}
+	e.leasesChanged()
 	e.startBeat()
 	e.events = append(e.events, outbox.LeaseGainedEvent{Slots: gained})
 	e.mu.Unlock()
@@ -259,6 +260,27 @@ func (e *Engine) renew(ctx context.Context) {
 			e.leases[slot] = time.Time{} // somebody else has it
 		}
 	}
+	e.leasesChanged()
+}
+
+// leasesChanged notes when the first lease ends. The caller holds mu.
+func (e *Engine) leasesChanged() {
+	var first time.Time
+	for _, end := range e.leases {
+		if first.IsZero() || end.Before(first) {
+			first = end
+			if end.IsZero() {
+				break
+			}
+		}
+	}
+	e.termEnds.Store(int64(first.Sub(e.begun)))
+}
+
+// LeaseTerm implements outbox.TermReporter.
+func (e *Engine) LeaseTerm() (term int64, ends time.Time) {
+	term = e.term.Load()
+	return term, e.begun.Add(time.Duration(e.termEnds.Load()))
 }
 
 // calling notes that a call has begun; what it returns notes that it has ended.
@@ -317,6 +339,8 @@ func (e *Engine) tellAll() {
 // drop forgets a slot. The caller holds mu.
 func (e *Engine) drop(slot int) {
 	delete(e.leases, slot)
+	e.term.Add(1)
+	e.leasesChanged()
 	for _, m := range e.queue.DropSlot(slot) {
 		e.orphans[m.ID] = m
 	}

@@ -107,6 +107,7 @@ var _ interface {
 	outbox.Transactor
 	outbox.TopicPauser
 	outbox.Leader
+	outbox.TermReporter
 	outbox.SchemaChecker
 	outbox.Inspector
 	outbox.StatsReporter

@@ -26,12 +26,12 @@ func (e *Engine) Settle(ctx context.Context, outcomes ...outbox.Outcome) error {
 	e.mu.Lock()
 	for _, s := range known {
 		delete(e.orphans, s.msg.ID)
-		switch id := messageID(s.msg); {
+		switch {
 		case !isOf(s.msg.ID, e.history): // the id may be another message's now
 		case s.outcome.Status == outbox.StatusPending:
-			e.queue.Postpone(id, e.tick()+int64(s.outcome.RetryAfter))
+			e.queue.Postpone(s.id, e.tick()+int64(s.outcome.RetryAfter))
 		default:
-			e.queue.Done(id)
+			e.queue.Done(s.id)
 		}
 	}
 	e.mu.Unlock()
@@ -45,6 +45,7 @@ func (e *Engine) Settle(ctx context.Context, outcomes ...outbox.Outcome) error {
 type settlement struct {
 	outcome outbox.Outcome
 	msg     *outbox.Message
+	id      int64 // of the row
 }
 
 func (e *Engine) claimed(outcomes []outbox.Outcome) (known []settlement, unknown []string) {
@@ -53,7 +54,7 @@ func (e *Engine) claimed(outcomes []outbox.Outcome) (known []settlement, unknown
 	defer e.mu.Unlock()
 	for _, o := range outcomes {
 		if m := e.claimedMessage(o.ID); m != nil {
-			known = append(known, settlement{o, m})
+			known = append(known, settlement{o, m, messageID(m)})
 		} else {
 			unknown = append(unknown, o.ID)
 		}
@@ -72,6 +73,7 @@ func (e *Engine) claimedMessage(id string) *outbox.Message {
 // write runs the statements for known: one DELETE, where all were published and none is to be kept.
 func (e *Engine) write(ctx context.Context, known []settlement) error {
 	gone, archived, retried := newMarked(), newMarked(), newMarked()
+	gone.ids, gone.uuids = make([]int64, 0, len(known)), make([]string, 0, len(known))
 	for _, s := range known {
 		switch o := s.outcome; {
 		case o.Status == outbox.StatusPending && o.Err != nil:
@@ -79,9 +81,9 @@ func (e *Engine) write(ctx context.Context, known []settlement) error {
 		case o.Status == outbox.StatusPending: // not at fault: the wait is kept in memory alone
 		case o.Status == outbox.StatusFailed || o.Archive:
 			archived.add(s)
-			gone.identify(s.msg)
+			gone.identify(s)
 		default:
-			gone.identify(s.msg)
+			gone.identify(s)
 		}
 	}
 	if len(archived.ids) == 0 && len(retried.ids) == 0 {
@@ -121,8 +123,8 @@ func newMarked() marked {
 	}
 }
 
-func (m *marked) identify(msg *outbox.Message) {
-	m.ids, m.uuids = append(m.ids, messageID(msg)), append(m.uuids, msg.UUID)
+func (m *marked) identify(s settlement) {
+	m.ids, m.uuids = append(m.ids, s.id), append(m.uuids, s.msg.UUID)
 }
 
 func (m *marked) add(s settlement) {
@@ -130,7 +132,7 @@ func (m *marked) add(s settlement) {
 	if s.outcome.Err != nil {
 		retries, text = min(retries+1, math.MaxInt32), errorText(s.outcome.Err)
 	}
-	m.identify(s.msg)
+	m.identify(s)
 	m.statuses, m.errs = append(m.statuses, string(s.outcome.Status)), append(m.errs, text)
 	m.waits, m.retries = append(m.waits, s.outcome.RetryAfter.Milliseconds()), append(m.retries, int64(retries))
 }

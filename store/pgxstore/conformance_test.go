@@ -52,7 +52,7 @@ func TestStore_KeepsTheContractOfStores(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			storetest.Run(t, func(t *testing.T) storetest.Harness { return newHarness(t, w) }, storetest.Features{
 				Slots: 64, Savepoints: true, Deaf: w.server == pgtest.PgBouncer,
-				Transactor: true, Notifier: true, TopicPauser: true, Leader: true, Inspector: true, StatsReporter: true,
+				Transactor: true, Notifier: true, TopicPauser: true, Leader: true, TermReporter: true, Inspector: true, StatsReporter: true,
 			})
 		})
 	}

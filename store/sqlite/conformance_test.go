@@ -18,7 +18,7 @@ import (
 func TestStore_KeepsTheContractOfStores(t *testing.T) {
 	storetest.Run(t, newHarness, storetest.Features{
 		Slots: 1, OneWriter: true, Savepoints: true,
-		Transactor: true, Notifier: true, TopicPauser: true, Leader: true, Inspector: true, StatsReporter: true,
+		Transactor: true, Notifier: true, TopicPauser: true, Leader: true, TermReporter: true, Inspector: true, StatsReporter: true,
 	})
 }
 

@@ -6,7 +6,7 @@ SELECT id, slot,
 FROM (
     SELECT m.*, $3::bigint >> m.slot & 1 = 1 AS mine
     FROM unnest($1::bigint[]) AS wanted (number)
-    JOIN outbox_messages m ON m.id = ANY (ARRAY[number])
+    CROSS JOIN LATERAL (SELECT * FROM outbox_messages WHERE id = number LIMIT 1) m
     LIMIT $2::bigint
 ) m
 WHERE $2::bigint IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > lastval();

@@ -7,20 +7,34 @@ WITH archived AS (
     )
     SELECT m.id, m.uuid, m.topic, m.key, m.payload, m.headers, done.retries, m.available_at, done.last_error, m.created_at,
            done.status, clock_timestamp()
-    FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::text[]) AS done (id, uuid, status, retries, last_error)
+    FROM (
+        SELECT *
+        FROM unnest((SELECT $1::bigint[]), (SELECT $2::text[]), (SELECT $3::text[]), (SELECT $4::bigint[]),
+            (SELECT $5::text[]))
+            AS all_done (id, uuid, status, retries, last_error)
+        WHERE id + 0 = id
+    ) done
     JOIN outbox_messages m ON m.id = ANY (ARRAY[done.id]) AND m.uuid = ANY (ARRAY[done.uuid])
     ON CONFLICT (id, uuid) DO UPDATE
     SET status = excluded.status, retries = excluded.retries, last_error = excluded.last_error,
         processed_at = excluded.processed_at
 ), deleted AS (
     DELETE FROM outbox_messages m
-    USING unnest($6::bigint[], $7::text[]) AS done (id, uuid)
+    USING (
+        SELECT id, uuid FROM unnest((SELECT $6::bigint[]), (SELECT $7::text[])) AS all_done (id, uuid) WHERE id + 0 = id
+    ) done
     WHERE m.id = ANY (ARRAY[done.id]) AND m.uuid = ANY (ARRAY[done.uuid])
 )
 UPDATE outbox_messages m
 SET retries = failed.retries,
     last_error = failed.last_error,
     available_at = clock_timestamp() + failed.wait * interval '1 millisecond'
-FROM unnest($8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::text[]) AS failed (id, uuid, wait, retries, last_error)
+FROM (
+    SELECT *
+    FROM unnest((SELECT $8::bigint[]), (SELECT $9::text[]), (SELECT $10::bigint[]), (SELECT $11::bigint[]),
+        (SELECT $12::text[]))
+        AS all_failed (id, uuid, wait, retries, last_error)
+    WHERE id + 0 = id
+) failed
 WHERE m.id = ANY (ARRAY[failed.id]) AND m.uuid = ANY (ARRAY[failed.uuid]) AND
       ($1::bigint[] IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > lastval());
