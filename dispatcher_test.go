@@ -33,7 +33,7 @@ func TestDispatcher_KeepsTheOrderOfAKey_WhenTheLeaseGoesAwayTwice(t *testing.T) 
 		msgs := []Message{{ID: "1", Key: "k"}, {ID: "2", Key: "k"}}
 		d.claimed(msgs, 0, time.Now())
 		d.claimed(msgs, 0, time.Now()) // the lease was lost and taken again
-		for range 2 {               // and was lost again before a worker got there
+		for range 2 {                  // and was lost again before a worker got there
 			if it := d.next(time.Now()); it != nil {
 				d.returned(it, errLost, time.Now())
 			}

@@ -47,7 +47,7 @@ type relay struct {
 	store  LeasedStore
 	pauser TopicPauser  // the store, if it is one
 	terms  TermReporter // likewise
-	drain  bool        // stop when nothing is left to publish
+	drain  bool         // stop when nothing is left to publish
 
 	grants  chan grant
 	claims  chan claimed
