@@ -55,7 +55,11 @@ func (c *relayCommand) Run() error {
 	published := &countingPublisher{}
 	switch c.Publisher {
 	case "kafka":
-		if published.Publisher, err = newKafkaPublisher(); err != nil {
+		newPublisher := newKafkaPublisher
+		if p.Publisher != nil {
+			newPublisher = p.Publisher
+		}
+		if published.Publisher, err = newPublisher(); err != nil {
 			return err
 		}
 	case "slow":

@@ -49,7 +49,7 @@ func quickScenarios() []scenario {
 		drain{publisher: "kafka", shape: usual, n: n, slower: join(
 			slow(n, 0.05, peer.WatermillSQL3Fast), slow(n, 0.4, peer.SkipLockedStatus, peer.SkipLockedDelete),
 		)}.among("drain-kafka", peer.Ours, peer.Debezium, peer.WatermillSQL3Fast, peer.SkipLockedStatus,
-			peer.SkipLockedDelete, peer.WatermillKafka),
+			peer.SkipLockedDelete, peer.WatermillKafka, peer.OursOverFranz),
 		drain{publisher: "noop", shape: usual, n: n, slower: slow(n, 0.3, peer.WatermillSQL3Fast, peer.SkipLockedStatus)}.among("drain-noop",
 			peer.Ours, peer.WatermillSQL3Fast, peer.SkipLockedStatus, peer.SkipLockedDelete),
 		latency{perSecond: 500, perCommit: 1, lasts: lasts, shape: usual}.among("latency-500",
@@ -74,7 +74,7 @@ func allScenarios() []scenario {
 	all := []scenario{
 		drain{publisher: "kafka", shape: usual, n: n, slower: join(few, half)}.among("drain-kafka",
 			peer.Ours, peer.Debezium, peer.WatermillSQL3, peer.WatermillSQL3Fast, peer.WatermillSQL4Fast, peer.WatermillSQL4QueueFast,
-			peer.River, peer.SkipLockedStatus, peer.SkipLockedDelete, peer.WatermillKafka, peer.FranzGo),
+			peer.River, peer.SkipLockedStatus, peer.SkipLockedDelete, peer.WatermillKafka, peer.FranzGo, peer.OursOverFranz),
 		drain{publisher: "noop", shape: usual, n: n, slower: slow(n, 0.25, append(sequential, peer.SkipLockedStatus, peer.River)...)}.among("drain-noop",
 			peer.Ours, peer.WatermillSQL3, peer.WatermillSQL3Fast, peer.WatermillSQL4Fast, peer.WatermillSQL4QueueFast,
 			peer.River, peer.SkipLockedStatus, peer.SkipLockedDelete),

@@ -85,7 +85,7 @@ func relayGenerated(_ context.Context, env Env, backlog Backlog, publisher messa
 }
 
 func relayByFranz(ctx context.Context, env Env, backlog Backlog, _ message.Publisher) error {
-	client, err := kgo.NewClient(kgo.SeedBrokers(KafkaBrokers()...), kgo.ProducerBatchCompression(kgo.NoCompression()))
+	client, err := newFranzClient()
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,8 @@ type Peer struct {
 	// New makes an outbox of the peer's own kind in an empty or a used database; the program and each of its relays
 	// makes one.
 	New func(ctx context.Context, env Env) (Outbox, error)
+	// Publisher makes a publisher to Kafka that is its own; nil is watermill-kafka's.
+	Publisher func() (message.Publisher, error)
 }
 
 // Env is where a peer works.
