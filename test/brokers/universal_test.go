@@ -2,6 +2,7 @@ package brokers_test
 
 import (
 	"maps"
+	"strings"
 	"testing"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -68,8 +69,11 @@ func runUniversal(t *testing.T, suite universalSuite, b broker, store outbox.Sto
 	f, err := outbox.NewForwarder(store, publisher)
 	require.NoError(t, err)
 	run(t, f)
-	// The suite looks at the order of messages of one payload.
+	// The suite looks at the order of messages of one payload. And TestTopic reads its topic 1 before it reads topic 2: if
+	// the message of topic 2 were published first, its consumer would hold a transaction open until the test acknowledged
+	// it, and consumers of watermill-sql in all topics read nothing that was published after that began.
 	byPayload := outbox.WithKeyFunc(func(topic string, msg *message.Message) (string, error) {
+		topic = strings.TrimSuffix(strings.TrimSuffix(topic, "-1"), "-2")
 		return topic + "/" + string(msg.Payload), nil
 	})
 	withGroup := func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
