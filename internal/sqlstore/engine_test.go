@@ -81,6 +81,7 @@ func (db *tables) result(query string, args []any) (result []scanned) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	switch query {
+	case "read_settings":
 	case "read":
 		return db.read(args[2], func(id int64, _ stored) bool { return id > args[0].(int64) && id <= args[1].(int64) })
 	case "read_ids":

@@ -277,10 +277,11 @@ func (e *Engine) leasesChanged() {
 	e.termEnds.Store(int64(first.Sub(e.begun)))
 }
 
-// LeaseTerm implements outbox.TermReporter.
+// LeaseTerm implements outbox.TermReporter. The end is read first: where a lease is lost, the term changes before the end
+// of those that are left is told, so that no end of a later term comes with an earlier term.
 func (e *Engine) LeaseTerm() (term int64, ends time.Time) {
-	term = e.term.Load()
-	return term, e.begun.Add(time.Duration(e.termEnds.Load()))
+	end := e.termEnds.Load()
+	return e.term.Load(), e.begun.Add(time.Duration(end))
 }
 
 // calling notes that a call has begun; what it returns notes that it has ended.

@@ -97,7 +97,11 @@ func (e *Engine) readSnapshot(
 ) (shown, catchUp page, err error) {
 	var again, next, missed page
 	var seen sight
-	first := e.readRuns(&again, fetch.Again, n, maxBytes)
+	var first []Query
+	if e.dialect.Late {
+		first = append(first, Query{SQL: e.sql["read_settings"], Each: func(Scanner) (bool, error) { return true, nil }})
+	}
+	first = append(first, e.readRuns(&again, fetch.Again, n, maxBytes)...)
 	if fetch.CatchUp.From <= fetch.CatchUp.To {
 		first = append(first, e.pageQuery(&catchUp, "read", n, maxBytes, fetch.CatchUp.From-1, fetch.CatchUp.To))
 	}
