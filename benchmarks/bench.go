@@ -27,7 +27,7 @@ type runCommand struct {
 	Only        []string `help:"Only these scenarios." placeholder:"SCENARIO"`
 	Peers       []string `help:"Only these peers; this project is \"outbox\"." placeholder:"PEER" sep:"none"`
 	Repetitions int      `default:"3" help:"How often each peer has its turn, at least 3 for a result worth showing."`
-	Seed        int64    `default:"1" help:"For what is drawn: keys, and who has the first turn."`
+	Seed        int64    `default:"1" help:"For what is drawn: who has the first turn, and how long silences are."`
 	Profiles    string   `help:"A folder for profiles of processor time of all relays that are Go programs." type:"existingdir"`
 	Out         string   `default:"results.json" help:"The file to write."`
 }
@@ -70,16 +70,20 @@ func (c *runCommand) Run() (err error) {
 	if c.Quick {
 		b.result.Mode = "quick"
 	}
-	if err := b.runAll(ctx, scenarios, c.Repetitions); err != nil {
-		return err
+	runErr := b.runAll(ctx, scenarios, c.Repetitions)
+	if len(b.result.Runs) == 0 {
+		return runErr
+	}
+	if runErr != nil {
+		b.result.Mode += ", interrupted"
 	}
 	b.result.Took = time.Since(began).Seconds()
 	b.result.Ratios = ratios(b.result.Runs)
 	if err := b.result.Write(c.Out); err != nil {
-		return err
+		return errors.Join(runErr, err)
 	}
 	fmt.Print(b.result.Markdown()) //nolint:forbidigo // what the command is for
-	return nil
+	return runErr
 }
 
 func (c *runCommand) selected() ([]scenario, error) {
@@ -110,26 +114,29 @@ func (c *runCommand) selected() ([]scenario, error) {
 	return chosen, nil
 }
 
-func newBench(ctx context.Context, seed int64) (*bench, error) {
+func newBench(ctx context.Context, seed int64) (_ *bench, err error) {
+	b := &bench{
+		rng:      rand.New(rand.NewPCG(uint64(seed), 0)), //nolint:gosec // what is drawn is no secret
+		outboxes: map[string]peer.Outbox{},
+		result:   &result.Result{Started: time.Now(), Seed: seed, Peers: map[string]string{}},
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.close())
+		}
+	}()
 	databaseURL, err := createDatabase(ctx)
 	if err != nil {
 		return nil, err
 	}
-	topic, err := measure.NewTopic(ctx, peer.KafkaBrokers(), fmt.Sprintf("benchmarks-%d", time.Now().UnixMilli()), partitions)
+	b.topic, err = measure.NewTopic(ctx, peer.KafkaBrokers(), fmt.Sprintf("benchmarks-%d", time.Now().UnixMilli()), partitions)
 	if err != nil {
 		return nil, err
 	}
-	scratch, err := os.MkdirTemp("", "outbox-benchmarks-")
-	if err != nil {
+	if b.scratch, err = os.MkdirTemp("", "outbox-benchmarks-"); err != nil {
 		return nil, err
 	}
-	b := &bench{
-		scratch: scratch,
-		topic:   topic, rng: rand.New(rand.NewPCG(uint64(seed), 0)), //nolint:gosec // what is drawn is no secret
-		outboxes: map[string]peer.Outbox{},
-		result:   &result.Result{Started: time.Now(), Seed: seed, Peers: map[string]string{}},
-	}
-	if b.env, err = connect(ctx, databaseURL, topic.Name, concurrency); err != nil {
+	if b.env, err = connect(ctx, databaseURL, b.topic.Name, concurrency); err != nil {
 		return nil, err
 	}
 	if _, err := b.env.Pool.Exec(ctx, peer.CreateOrders); err != nil {
@@ -160,11 +167,27 @@ func (b *bench) close() error {
 			errs = append(errs, fmt.Errorf("closing %s: %w", name, err))
 		}
 	}
-	disconnect(b.env)
+	if b.env.Pool != nil {
+		disconnect(b.env)
+	}
 	const patience = 10 * time.Second
 	ctx, cancel := context.WithTimeout(context.Background(), patience) // also after an interrupt
 	defer cancel()
-	return errors.Join(append(errs, b.topic.Close(ctx), dropDatabase(ctx), os.RemoveAll(b.scratch))...)
+	if b.topic != nil {
+		errs = append(errs, b.topic.Close(ctx))
+	}
+	return errors.Join(append(errs, dropDatabase(ctx), os.RemoveAll(b.scratch))...)
+}
+
+// warmUp has Kafka, which is compiled while it runs, do something before it counts.
+func (b *bench) warmUp(ctx context.Context) error {
+	const n = 200_000
+	o, err := b.outbox(ctx, peer.WatermillKafka)
+	if err != nil {
+		return err
+	}
+	_, err = drain{publisher: "kafka", shape: usual, n: n}.run(ctx, b, peer.WatermillKafka, o)
+	return err
 }
 
 // runAll has each peer take its turn in each repetition, and a different one begin each time. What fails is in the result.
@@ -175,10 +198,14 @@ func (b *bench) runAll(ctx context.Context, scenarios []scenario, repetitions in
 	}
 	bar := progressbar.NewOptions(turns, progressbar.OptionSetWriter(os.Stderr), progressbar.OptionShowCount(),
 		progressbar.OptionSetElapsedTime(true), progressbar.OptionFullWidth())
+	if err := b.warmUp(ctx); err != nil {
+		return fmt.Errorf("warming Kafka up: %w", err)
+	}
 	for _, s := range scenarios {
+		first := b.rng.IntN(max(len(s.peers), 1))
 		for repetition := range repetitions {
 			for turn := range s.peers {
-				p := s.peers[(turn+repetition)%len(s.peers)]
+				p := s.peers[(first+turn+repetition)%len(s.peers)]
 				bar.Describe(s.name + ", " + p.Name)
 				run := result.Run{Scenario: s.name, Peer: p.Name, Repetition: repetition + 1, Started: time.Now()}
 				if err := b.runOne(ctx, s, p, &run); err != nil {
@@ -206,7 +233,7 @@ func (b *bench) runOne(ctx context.Context, s scenario, p peer.Peer, run *result
 	if err != nil {
 		return err
 	}
-	return s.run(ctx, b, p, o, run)
+	return errors.Join(s.run(ctx, b, p, o, run), b.clean(ctx, o)) // who is next shall not pay for its rows' vacuum
 }
 
 // outbox returns a peer's outbox, and makes it when it is asked for first.
@@ -236,5 +263,27 @@ func (b *bench) clean(ctx context.Context, o peer.Outbox) error {
 	if err := o.Create(ctx); err != nil {
 		return err
 	}
-	return b.topic.Empty(ctx)
+	if err := b.topic.Empty(ctx); err != nil {
+		return err
+	}
+	return b.awaitVacuum(ctx)
+}
+
+// awaitVacuum waits until autovacuum has nothing to do in the database, or half a minute: its processor time is the server's.
+func (b *bench) awaitVacuum(ctx context.Context) error {
+	const longest, every = 30 * time.Second, 50 * time.Millisecond
+	for until := time.Now().Add(longest); time.Now().Before(until); {
+		var busy bool
+		err := b.env.Pool.QueryRow(ctx, `SELECT EXISTS (
+			SELECT FROM pg_stat_activity WHERE backend_type = 'autovacuum worker' AND datname = current_database())`).Scan(&busy)
+		if err != nil || !busy {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(every):
+		}
+	}
+	return nil
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -60,9 +59,8 @@ func (c caller) load(ctx context.Context, o peer.Outbox, lasts time.Duration) (*
 		histogram := newHistogram()
 		histograms[client] = histogram
 		all.Go(func() {
-			rng := rand.New(rand.NewPCG(uint64(client), 0)) //nolint:gosec // what is drawn is no secret
 			for n := client; failed.Load() == nil; n += c.clients {
-				msg := c.shape.Message(n, rng)
+				msg := c.shape.Message(n)
 				begin := time.Now()
 				if begin.After(until) {
 					return

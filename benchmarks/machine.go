@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os/exec"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -25,10 +26,10 @@ func (b *bench) describe(ctx context.Context) error {
 		m.Memory = memory.Total
 	}
 	if info, err := host.InfoWithContext(ctx); err == nil {
-		m.OS = strings.Join([]string{info.Platform, info.PlatformVersion, "Linux", info.KernelVersion}, " ")
+		m.OS = strings.Join([]string{info.Platform, info.PlatformVersion, info.OS, info.KernelVersion}, " ")
 	}
 	b.result.Machine = m
-	versions := map[string]string{"go": runtime.Version()}
+	versions := map[string]string{"go": runtime.Version(), "this project": revision(ctx)}
 	var version, settings string
 	err := b.env.Pool.QueryRow(ctx, `
 		SELECT current_setting('server_version'),
@@ -51,6 +52,15 @@ func (b *bench) describe(ctx context.Context) error {
 	}
 	b.result.Versions = versions
 	return nil
+}
+
+// revision is the commit of the working folder, with what git says of changes.
+func revision(ctx context.Context) string {
+	text, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12").Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(text))
 }
 
 // modules whose versions matter to who compares.

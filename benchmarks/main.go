@@ -30,7 +30,7 @@ func main() {
 var peers = []peer.Peer{
 	peer.Ours, peer.OursOverFranz, peer.Debezium,
 	peer.WatermillSQL3, peer.WatermillSQL3Fast, peer.WatermillSQL4, peer.WatermillSQL4Fast, peer.WatermillSQL4Queue, peer.WatermillSQL4QueueFast,
-	peer.River, peer.SkipLockedStatus, peer.SkipLockedDelete,
+	peer.River, peer.RiverDefault, peer.SkipLockedStatus, peer.SkipLockedDelete,
 	peer.WatermillKafka, peer.FranzGo, peer.NoMessage, peer.PlainInsert,
 }
 

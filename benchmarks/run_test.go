@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -39,7 +40,8 @@ func TestRun_MeasuresEachPeerInEachKindOfScenario(t *testing.T) {
 		drain{publisher: "kafka", shape: usual, n: many}.among("ceiling", peer.FranzGo),
 		drain{publisher: "noop", shape: peer.Shape{Size: 1000, Keys: peer.Zipf}, n: n, held: true, instances: 2}.among("held", peer.Ours),
 		drain{publisher: "slow", shape: peer.Shape{Size: 100, Keys: peer.One}, n: n / 10}.among("slow", peer.SkipLockedDelete),
-		latency{perSecond: 200, perCommit: 2, lasts: lasts, shape: usual}.among("latency", peer.Ours, peer.WatermillSQL3Fast),
+		latency{publisher: "kafka", perSecond: 200, perCommit: 2, lasts: lasts, shape: usual}.among("latency", peer.Ours, peer.WatermillSQL3Fast),
+		latency{publisher: "noop", perSecond: 200, perCommit: 2, lasts: lasts, shape: usual}.among("steady", peer.Ours),
 		silence{lasts: lasts, times: 1}.among("silence", peer.Ours),
 		caller{clients: 2, lasts: lasts, shape: usual}.among("caller", callers...),
 		consumerScenario(lasts), embeddedDrain(n), embeddedCaller(lasts),
@@ -55,6 +57,9 @@ func TestRun_MeasuresEachPeerInEachKindOfScenario(t *testing.T) {
 		require.NotEmpty(t, run.Metrics, "%s, %s", run.Scenario, run.Peer)
 		if rate, ok := run.Metrics["rate_per_s"]; ok {
 			require.Positive(t, rate, "%s, %s", run.Scenario, run.Peer)
+		}
+		if strings.HasPrefix(run.Scenario, "drain") || run.Scenario == "latency" {
+			require.Contains(t, run.Metrics, "duplicates", "%s, %s", run.Scenario, run.Peer)
 		}
 		require.Zero(t, run.Metrics["duplicates"], "%s, %s", run.Scenario, run.Peer)
 		if run.Scenario == "latency" {

@@ -42,20 +42,20 @@ func join(all ...map[string]int) map[string]int {
 // quickScenarios are those of the README.
 func quickScenarios() []scenario {
 	const (
-		n     = 200_000
+		n     = 400_000
 		lasts = 4 * time.Second
 	)
 	return []scenario{
 		drain{publisher: "kafka", shape: usual, n: n, slower: join(
-			slow(n, 0.05, peer.WatermillSQL3Fast), slow(n, 0.4, peer.SkipLockedStatus, peer.SkipLockedDelete),
+			slow(n, 0.04, peer.WatermillSQL3Fast), slow(n, 0.25, peer.SkipLockedStatus, peer.SkipLockedDelete),
 		)}.among("drain-kafka", peer.Ours, peer.Debezium, peer.WatermillSQL3Fast, peer.SkipLockedStatus,
 			peer.SkipLockedDelete, peer.WatermillKafka, peer.OursOverFranz),
-		drain{publisher: "noop", shape: usual, n: n, slower: slow(n, 0.3, peer.WatermillSQL3Fast, peer.SkipLockedStatus)}.among("drain-noop",
+		drain{publisher: "noop", shape: usual, n: n, slower: slow(n, 0.25, peer.WatermillSQL3Fast, peer.SkipLockedStatus)}.among("drain-noop",
 			peer.Ours, peer.WatermillSQL3Fast, peer.SkipLockedStatus, peer.SkipLockedDelete),
-		latency{perSecond: 500, perCommit: 1, lasts: lasts, shape: usual}.among("latency-500",
-			peer.Ours, peer.Debezium, peer.WatermillSQL3Fast),
+		latency{publisher: "kafka", perSecond: 500, perCommit: 1, lasts: lasts, shape: usual}.among("latency-500",
+			peer.Ours, peer.Debezium, peer.WatermillSQL3Fast, peer.River),
 		caller{clients: 16, lasts: lasts / 2, shape: usual}.among("caller-16",
-			peer.Ours, peer.PlainInsert, peer.WatermillSQL3, peer.River),
+			peer.Ours, peer.PlainInsert, peer.WatermillSQL3, peer.WatermillSQL4, peer.WatermillSQL4Queue, peer.RiverDefault),
 	}
 }
 
@@ -69,34 +69,48 @@ func allScenarios() []scenario {
 		peer.WatermillSQL3, peer.WatermillSQL3Fast, peer.WatermillSQL4, peer.WatermillSQL4Fast,
 		peer.WatermillSQL4Queue, peer.WatermillSQL4QueueFast,
 	}
-	few := slow(n, 0.02, sequential...)
+	few := slow(n, 0.03, sequential...)
 	half := slow(n, 0.25, peer.SkipLockedStatus, peer.SkipLockedDelete, peer.River)
 	all := []scenario{
 		drain{publisher: "kafka", shape: usual, n: n, slower: join(few, half)}.among("drain-kafka",
-			peer.Ours, peer.Debezium, peer.WatermillSQL3, peer.WatermillSQL3Fast, peer.WatermillSQL4Fast, peer.WatermillSQL4QueueFast,
-			peer.River, peer.SkipLockedStatus, peer.SkipLockedDelete, peer.WatermillKafka, peer.FranzGo, peer.OursOverFranz),
+			peer.Ours, peer.Debezium, peer.WatermillSQL3, peer.WatermillSQL3Fast, peer.WatermillSQL4, peer.WatermillSQL4Fast,
+			peer.WatermillSQL4Queue, peer.WatermillSQL4QueueFast, peer.River, peer.SkipLockedStatus, peer.SkipLockedDelete, peer.WatermillKafka, peer.FranzGo, peer.OursOverFranz),
 		drain{publisher: "noop", shape: usual, n: n, slower: slow(n, 0.25, append(sequential, peer.SkipLockedStatus, peer.River)...)}.among("drain-noop",
 			peer.Ours, peer.WatermillSQL3, peer.WatermillSQL3Fast, peer.WatermillSQL4Fast, peer.WatermillSQL4QueueFast,
 			peer.River, peer.SkipLockedStatus, peer.SkipLockedDelete),
-		latency{perSecond: 50, perCommit: 1, lasts: lasts, shape: usual}.among("latency-50",
-			peer.Ours, peer.Debezium, peer.WatermillSQL3Fast),
-		latency{perSecond: 500, perCommit: 1, lasts: lasts, shape: usual}.among("latency-500",
-			peer.Ours, peer.Debezium, peer.WatermillSQL3, peer.WatermillSQL3Fast, peer.WatermillSQL4QueueFast, peer.River, peer.SkipLockedDelete),
-		latency{perSecond: 5_000, perCommit: 10, lasts: lasts, shape: usual}.among("latency-5000",
-			peer.Ours, peer.Debezium, peer.River, peer.SkipLockedDelete),
-		latency{perSecond: 20_000, perCommit: 10, lasts: lasts, shape: usual}.among("latency-20000",
-			peer.Ours, peer.Debezium, peer.SkipLockedDelete),
-		silence{lasts: 5 * time.Second, times: 2}.among("silence",
-			peer.Ours, peer.Debezium, peer.WatermillSQL3, peer.WatermillSQL3Fast),
 	}
+	all = append(all, steadyScenarios(lasts)...)
 	all = append(all, callerScenarios(lasts/2)...)
 	all = append(all, drainScenarios(n)...)
 	return append(all, backlogScenario(), consumerScenario(lasts/2), embeddedDrain(n/2), embeddedCaller(lasts/2))
 }
 
+// steadyScenarios are messages that come at a rate, or one at a time. At 20,000 a second watermill-sql and river fall
+// behind without end.
+func steadyScenarios(lasts time.Duration) []scenario {
+	at := func(perSecond, perCommit int) latency {
+		return latency{publisher: "kafka", perSecond: perSecond, perCommit: perCommit, lasts: lasts, shape: usual}
+	}
+	noop := at(5_000, 10)
+	noop.publisher = "noop"
+	return []scenario{
+		at(50, 1).among("latency-50",
+			peer.Ours, peer.Debezium, peer.WatermillSQL3Fast, peer.WatermillSQL4QueueFast, peer.River, peer.SkipLockedDelete),
+		at(500, 1).among("latency-500",
+			peer.Ours, peer.Debezium, peer.WatermillSQL3, peer.WatermillSQL3Fast, peer.WatermillSQL4, peer.WatermillSQL4Fast,
+			peer.WatermillSQL4QueueFast, peer.River, peer.SkipLockedStatus, peer.SkipLockedDelete),
+		at(5_000, 10).among("latency-5000", peer.Ours, peer.Debezium, peer.River, peer.SkipLockedDelete),
+		at(20_000, 10).among("latency-20000", peer.Ours, peer.Debezium, peer.SkipLockedDelete),
+		noop.among("steady-noop", peer.Ours, peer.WatermillSQL3Fast, peer.River, peer.SkipLockedStatus, peer.SkipLockedDelete),
+		silence{lasts: 2 * time.Second, times: 4}.among("silence", peer.Ours, peer.Debezium, peer.WatermillSQL3,
+			peer.WatermillSQL3Fast, peer.WatermillSQL4QueueFast, peer.River, peer.SkipLockedDelete),
+	}
+}
+
 func callerScenarios(lasts time.Duration) []scenario {
 	peers := []peer.Peer{
 		peer.Ours, peer.PlainInsert, peer.NoMessage, peer.WatermillSQL3, peer.WatermillSQL4, peer.WatermillSQL4Queue, peer.River,
+		peer.RiverDefault,
 	}
 	return []scenario{
 		caller{clients: 1, lasts: lasts, shape: usual}.among("caller-1", peers...),
@@ -129,7 +143,7 @@ func drainScenarios(n int) []scenario {
 	}
 }
 
-// backlogScenario has the figures of each million, of which the first may be slower by what a start takes.
+// backlogScenario compares its millions.
 func backlogScenario() scenario {
 	const n = 10_000_000
 	return drain{publisher: "noop", shape: peer.Shape{Size: 100, Keys: peer.Uniform}, n: n}.among("backlog-10m", peer.Ours)

@@ -11,7 +11,7 @@ import (
 
 // silence is a scenario in which single messages come after nothing has for a while.
 type silence struct {
-	lasts time.Duration
+	lasts time.Duration // at least: up to a second more is drawn, so that no relay that polls is met at its moment
 	times int
 }
 
@@ -26,7 +26,7 @@ func (s silence) run(ctx context.Context, b *bench, p peer.Peer, o peer.Outbox, 
 	defer func() { err = errors.Join(err, relay.stop(ctx)) }()
 	var committed []time.Time
 	for n := range s.times + 1 { // the first makes connections
-		if err := o.Commit(ctx, usual.Message(n, b.rng)); err != nil {
+		if err := o.Commit(ctx, usual.Message(n)); err != nil {
 			return err
 		}
 		committed = append(committed, time.Now())
@@ -36,7 +36,7 @@ func (s silence) run(ctx context.Context, b *bench, p peer.Peer, o peer.Outbox, 
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(s.lasts):
+		case <-time.After(s.lasts + time.Duration(b.rng.Int64N(int64(time.Second)))):
 		}
 	}
 	run.Metrics = metrics{}

@@ -2,7 +2,6 @@ package peer
 
 import (
 	"context"
-	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
@@ -13,18 +12,19 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// The ceilings: what a client of Kafka's publishes where no database is involved. Their relays make the messages.
+// The ceilings: what a client of Kafka's publishes where no database is involved. Their relays make the messages before
+// they publish the first.
 var (
 	WatermillKafka = Peer{
 		Name:  "watermill-kafka",
-		About: "a ceiling: as many goroutines as the relays have publish generated messages with watermill-kafka, one a call; no database",
+		About: "a ceiling: as many goroutines as the relays have publish messages that were made before with watermill-kafka, one a call; no database",
 		New: func(_ context.Context, env Env) (Outbox, error) {
 			return &ceiling{env: env, relay: relayGenerated}, nil
 		},
 	}
 	FranzGo = Peer{
 		Name:  "franz-go",
-		About: "a ceiling: one goroutine produces generated messages with franz-go, asynchronously, `acks=all`, idempotent, no compression; no database",
+		About: "a ceiling: one goroutine produces messages that were made before with franz-go, asynchronously, `acks=all`, idempotent, no compression; no database",
 		New: func(_ context.Context, env Env) (Outbox, error) {
 			return &ceiling{env: env, relay: relayByFranz}, nil
 		},
@@ -34,7 +34,7 @@ var (
 // ceiling is a Filler: what it is filled with, it publishes.
 type ceiling struct {
 	env   Env
-	relay func(ctx context.Context, env Env, backlog Backlog, publisher message.Publisher) error
+	relay func(ctx context.Context, env Env, msgs []Message, publisher message.Publisher) error
 }
 
 func (c *ceiling) Create(ctx context.Context) error {
@@ -54,7 +54,11 @@ func (c *ceiling) Relay(ctx context.Context, publisher message.Publisher) error 
 	if err := c.env.Pool.QueryRow(ctx, "SELECT n, size, keys FROM generated").Scan(&b.N, &b.Size, &b.Keys); err != nil {
 		return err
 	}
-	if err := c.relay(ctx, c.env, b, publisher); err != nil {
+	msgs := make([]Message, b.N)
+	for n := range msgs {
+		msgs[n] = b.Message(n)
+	}
+	if err := c.relay(ctx, c.env, msgs, publisher); err != nil {
 		return err
 	}
 	<-ctx.Done()
@@ -63,16 +67,14 @@ func (c *ceiling) Relay(ctx context.Context, publisher message.Publisher) error 
 
 func (c *ceiling) Close() error { return nil }
 
-func relayGenerated(_ context.Context, env Env, backlog Backlog, publisher message.Publisher) error {
+func relayGenerated(_ context.Context, env Env, msgs []Message, publisher message.Publisher) error {
 	var next atomic.Int64
 	var all sync.WaitGroup
 	errs := make(chan error, env.Concurrency)
-	for worker := range env.Concurrency {
+	for range env.Concurrency {
 		all.Go(func() {
-			rng := rand.New(rand.NewPCG(uint64(worker), 0)) //nolint:gosec // keys are no secrets
-			for n := next.Add(1) - 1; n < int64(backlog.N); n = next.Add(1) - 1 {
-				m := backlog.Message(int(n), rng)
-				if err := publisher.Publish(env.Topic, watermillMessages([]Message{m}, setKey)...); err != nil {
+			for n := next.Add(1) - 1; n < int64(len(msgs)); n = next.Add(1) - 1 {
+				if err := publisher.Publish(env.Topic, watermillMessages(msgs[n:n+1], setKey)...); err != nil {
 					errs <- err
 					return
 				}
@@ -84,16 +86,14 @@ func relayGenerated(_ context.Context, env Env, backlog Backlog, publisher messa
 	return <-errs
 }
 
-func relayByFranz(ctx context.Context, env Env, backlog Backlog, _ message.Publisher) error {
+func relayByFranz(ctx context.Context, env Env, msgs []Message, _ message.Publisher) error {
 	client, err := newFranzClient()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	rng := rand.New(rand.NewPCG(0, 0)) //nolint:gosec // keys are no secrets
 	var failed atomic.Pointer[error]
-	for n := range backlog.N {
-		m := backlog.Message(n, rng)
+	for _, m := range msgs {
 		record := &kgo.Record{
 			Topic: env.Topic, Key: []byte(m.Key), Value: m.Payload,
 			Headers: []kgo.RecordHeader{{Key: "_watermill_message_uuid", Value: []byte(m.UUID)}},

@@ -59,12 +59,12 @@ func TestDebezium_RelaysWhatIsCommittedFromCreateOn(t *testing.T) {
 		require.NoError(t, topic.Empty(t.Context()))
 		require.NoError(t, o.Create(t.Context()))
 		require.NoError(t, o.Fill(t.Context(), Backlog{Shape: shape, N: 12_000}))
-		require.NoError(t, o.Commit(t.Context(), shape.Message(12_000, nil)))
+		require.NoError(t, o.Commit(t.Context(), shape.Message(12_000)))
 		require.NoError(t, o.Resume(t.Context()))
-		require.NoError(t, o.Commit(t.Context(), shape.Message(12_001, nil), shape.Message(12_002, nil)))
+		require.NoError(t, o.Commit(t.Context(), shape.Message(12_001), shape.Message(12_002)))
 		requireNumbers(t, topic, 12_003)
 		require.NoError(t, o.Pause(t.Context()))
-		require.NoError(t, o.Commit(t.Context(), shape.Message(99_999, nil)), "round %d", round)
+		require.NoError(t, o.Commit(t.Context(), shape.Message(99_999)), "round %d", round)
 	}
 }
 

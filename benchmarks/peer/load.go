@@ -16,13 +16,13 @@ type Keys string
 // The first is what scenarios have unless they are about keys.
 const (
 	Uniform Keys = "uniform" // 10,000 keys, each as often
-	Zipf    Keys = "zipf"    // 10,000 keys, the k-th as often as 1/k: the first has a tenth of all messages
+	Zipf    Keys = "zipf"    // 10,000 keys, the k-th as often as log(1+1/k)/log(10,000): the first has 7.5 % of all messages
 	One     Keys = "one"     // one key
 )
 
 // Shape is what messages are like.
 type Shape struct {
-	Size int // of a payload, in bytes; at least 40
+	Size int // of a payload, in bytes; from 40 to 100,000
 	Keys Keys
 }
 
@@ -35,15 +35,19 @@ type Backlog struct {
 
 const keys = 10_000
 
-// Message returns the n-th message, from 0; rng is for keys that are drawn.
-func (s Shape) Message(n int, rng *rand.Rand) Message {
-	return Message{UUID: watermill.NewUUID(), Key: s.key(n, rng), Payload: s.payload(n)}
+// Message returns the n-th message, from 0.
+func (s Shape) Message(n int) Message {
+	return Message{UUID: watermill.NewUUID(), Key: s.key(n), Payload: s.payload(n)}
 }
 
-func (s Shape) key(n int, rng *rand.Rand) string {
+// golden is what multiples of are spread as evenly over the fractions as can be, in an order that looks like none.
+const golden = 0.618033988749895
+
+func (s Shape) key(n int) string {
 	switch s.Keys {
 	case Zipf:
-		n = int(math.Pow(keys, rng.Float64())) // its k-th value has a share of log(1+1/k)/log(keys)
+		_, fraction := math.Modf(float64(n) * golden)
+		n = int(math.Pow(keys, fraction))
 	case One:
 		n = 0
 	case Uniform:
@@ -56,7 +60,7 @@ func (s Shape) key(n int, rng *rand.Rand) string {
 func (s Shape) keySQL() string {
 	switch s.Keys {
 	case Zipf:
-		return fmt.Sprintf("'order-' || floor(power(%d, random()))::int", keys)
+		return fmt.Sprintf("'order-' || floor(power(%d::float8, i * %v::float8 - floor(i * %[2]v::float8)))::int", keys, golden)
 	case One:
 		return "'order-0'"
 	case Uniform:
@@ -70,21 +74,33 @@ const (
 	payloadEnd  = `"}`
 	digits      = 10
 	minSize     = len(payloadHead) + digits + len(payloadRest) + len(payloadEnd)
+	maxSize     = 100_000
 )
+
+// noise fills payloads: letters and digits that neither PostgreSQL nor anybody else can make much shorter.
+var noise = func() string {
+	const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+	rng := rand.New(rand.NewPCG(1, 1)) //nolint:gosec // it is no secret
+	text := make([]byte, maxSize)
+	for i := range text {
+		text[i] = letters[rng.IntN(len(letters))]
+	}
+	return string(text)
+}()
 
 func (s Shape) payload(n int) []byte {
 	var b bytes.Buffer
 	b.Grow(s.Size)
 	fmt.Fprintf(&b, "%s%0*d%s", payloadHead, digits, n, payloadRest)
-	b.Write(bytes.Repeat([]byte{'x'}, max(s.Size-minSize, 0)))
+	b.WriteString(noise[:max(s.Size-minSize, 0)])
 	b.WriteString(payloadEnd)
 	return b.Bytes()
 }
 
 // payloadSQL is the same of the integer i, as text.
 func (s Shape) payloadSQL() string {
-	return fmt.Sprintf(`'%s' || lpad(i::text, %d, '0') || '%s' || repeat('x', %d) || '%s'`,
-		payloadHead, digits, payloadRest, max(s.Size-minSize, 0), payloadEnd)
+	return fmt.Sprintf(`'%s' || lpad(i::text, %d, '0') || '%s' || '%s' || '%s'`,
+		payloadHead, digits, payloadRest, noise[:max(s.Size-minSize, 0)], payloadEnd)
 }
 
 // NumberOf returns which message has this payload.

@@ -15,24 +15,33 @@ import (
 
 // River is river as a relay: a job for each message, inserted in the transaction, and a worker that publishes it. Its
 // workers run side by side, which gives up the order within a key.
-var River = Peer{
-	Name: "river",
-	About: fmt.Sprintf("river over pgx, with LISTEN/NOTIFY: a job is inserted in the transaction by `InsertTx`, or by `InsertManyTx`, or from %d on by "+
-		"`InsertManyFastTx`, and a worker publishes it; MaxWorkers %d and FetchPollInterval %s as in river's own benchmark, FetchCooldown %s, the least; "+
-		"completed jobs stay for 24 hours, the default", riverCopyFrom, riverWorkers, riverPoll, river.FetchCooldownMin),
-	New: func(_ context.Context, env Env) (Outbox, error) {
-		// The cooldown is also how seldom a client that inserts notifies those that work.
-		client, err := river.NewClient(riverpgxv5.New(env.Pool), &river.Config{
-			FetchCooldown: river.FetchCooldownMin, FetchPollInterval: riverPoll, Logger: riverLogger,
-		})
-		return &riverOutbox{env: env, client: client}, err
-	},
+//
+// The cooldown is also how seldom a client that inserts notifies those that work, which its transactions pay for: those who
+// care for that more than for latency keep the default.
+var (
+	River        = riverPeer("river", riverCooldown)
+	RiverDefault = riverPeer("river, FetchCooldown 100 ms", river.FetchCooldownDefault)
+)
+
+func riverPeer(name string, cooldown time.Duration) Peer {
+	return Peer{
+		Name: name,
+		About: fmt.Sprintf("river over pgx, with LISTEN/NOTIFY: a job is inserted in the transaction by `InsertTx`, or by `InsertManyTx`, or from %d on by "+
+			"`InsertManyFastTx`, and a worker publishes it; MaxWorkers %d and FetchPollInterval %s as in river's own benchmark, FetchCooldown %s (there 2ms, "+
+			"100ms by default); completed jobs stay for 24 hours, the default", riverCopyFrom, riverWorkers, riverPoll, cooldown),
+		New: func(_ context.Context, env Env) (Outbox, error) {
+			config := &river.Config{FetchCooldown: cooldown, FetchPollInterval: max(riverPoll, cooldown), Logger: riverLogger}
+			client, err := river.NewClient(riverpgxv5.New(env.Pool), config)
+			return &riverOutbox{env: env, client: client, cooldown: cooldown}, err
+		},
+	}
 }
 
 const (
-	// riverWorkers and riverPoll are from https://riverqueue.com/docs/benchmarks and the program it is about.
-	riverWorkers = 2000
-	riverPoll    = 20 * time.Millisecond
+	// riverWorkers, riverPoll and riverCooldown are from https://riverqueue.com/docs/benchmarks and the program it is about.
+	riverWorkers  = 2000
+	riverPoll     = 20 * time.Millisecond
+	riverCooldown = 2 * time.Millisecond
 	// riverCopyFrom is from how many jobs on COPY is quicker than INSERT: it takes a round trip more.
 	riverCopyFrom = 10
 	// riverSoftStop is how long jobs may take that run when the relay is to end.
@@ -42,8 +51,9 @@ const (
 var riverLogger = slog.New(slog.DiscardHandler)
 
 type riverOutbox struct {
-	env    Env
-	client *river.Client[pgx.Tx] // which inserts only
+	env      Env
+	client   *river.Client[pgx.Tx] // which inserts only
+	cooldown time.Duration
 }
 
 // publishArgs is a job: to publish a message.
@@ -122,10 +132,7 @@ func (o *riverOutbox) Fill(ctx context.Context, backlog Backlog) error {
 	if err != nil {
 		return fmt.Errorf("filling river_job: %w", err)
 	}
-	// Where autovacuum has analyzed the table while it was filled, it believes it empty, and a fetch of 256 jobs takes
-	// 400 ms until it looks again.
-	_, err = o.env.Pool.Exec(ctx, "ANALYZE river_job")
-	return err
+	return nil
 }
 
 func (o *riverOutbox) Relay(ctx context.Context, publisher message.Publisher) error {
@@ -134,7 +141,7 @@ func (o *riverOutbox) Relay(ctx context.Context, publisher message.Publisher) er
 		return err
 	}
 	client, err := river.NewClient(riverpgxv5.New(o.env.Pool), &river.Config{
-		FetchCooldown: river.FetchCooldownMin, FetchPollInterval: riverPoll, Logger: riverLogger,
+		FetchCooldown: o.cooldown, FetchPollInterval: max(riverPoll, o.cooldown), Logger: riverLogger,
 		Queues:          map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: max(riverWorkers, o.env.Concurrency)}},
 		SoftStopTimeout: riverSoftStop, Workers: workers,
 	})

@@ -15,10 +15,11 @@ const project = "outbox"
 var scenarioTitles = map[string]string{
 	"drain-noop":    "Drain of a backlog to a publisher that does nothing",
 	"drain-kafka":   "Drain of a backlog to Kafka",
-	"latency-50":    "Latency at 50 messages/s, from commit to Kafka's ack",
-	"latency-500":   "Latency at 500 messages/s, from commit to Kafka's ack",
-	"latency-5000":  "Latency at 5,000 messages/s, from commit to Kafka's ack",
-	"latency-20000": "Latency at 20,000 messages/s, from commit to Kafka's ack",
+	"latency-50":    "Latency at 50 messages/s, from commit to Kafka's log",
+	"latency-500":   "Latency at 500 messages/s, from commit to Kafka's log",
+	"latency-5000":  "Latency at 5,000 messages/s, from commit to Kafka's log",
+	"latency-20000": "Latency at 20,000 messages/s, from commit to Kafka's log",
+	"steady-noop":   "5,000 messages/s to a publisher that does nothing",
 	"silence":       "First message after silence",
 	"caller-1":      "What the caller pays, 1 client",
 	"caller-16":     "What the caller pays, 16 clients",
@@ -36,6 +37,7 @@ var scenarioTitles = map[string]string{
 	"instances-4":   "Drain by 4 instances",
 	"consumer":      "Consumers that handle each message once",
 	"sqlite":        "Drain of a backlog in SQLite",
+	"sqlite-caller": "What the caller pays in SQLite",
 }
 
 // metricTitles are what people call the metrics, without their units, in the order of a table's columns. One that is not
@@ -54,7 +56,9 @@ var metricTitles = []struct{ metric, title string }{
 	{"cpu_database_s_per_million", "CPU of the database"},
 	{"cpu_kafka_s_per_million", "CPU of Kafka"},
 	{"memory_peak_mb", "peak memory"},
-	{"last_to_second_million", "rate of the last million to that of the second"},
+	{"last_to_first_million", "rate of the last million to that of the first"},
+	{"lowest_to_first_million", "rate of the slowest million to that of the first"},
+	{"handlers_per_s", "handlers"},
 	{"duplicates", "duplicates"},
 }
 
@@ -117,18 +121,19 @@ func (r *Result) goalRow(ratio Ratio) []string {
 	}
 }
 
-// repetitions says how many some scenarios have, from the one with the fewest to the one with the most.
+// repetitions says how many the peers have in some scenarios, from the one with the fewest to the one with the most; one that
+// failed does not count.
 func (r *Result) repetitions(scenarios ...string) string {
-	most := make(map[string]int)
+	good := map[[2]string]int{} // of each peer in each scenario
 	for _, run := range r.Runs {
-		if slices.Contains(scenarios, run.Scenario) {
-			most[run.Scenario] = max(most[run.Scenario], run.Repetition)
+		if slices.Contains(scenarios, run.Scenario) && run.Error == "" {
+			good[[2]string{run.Scenario, run.Peer}]++
 		}
 	}
-	if len(most) == 0 {
+	if len(good) == 0 {
 		return "no repetitions"
 	}
-	counts := slices.Sorted(maps.Values(most))
+	counts := slices.Sorted(maps.Values(good))
 	low, high := counts[0], counts[len(counts)-1]
 	switch {
 	case low != high:

@@ -109,7 +109,11 @@ func TestMetricTitle(t *testing.T) {
 }
 
 func TestRepetitions(t *testing.T) {
-	runs := []Run{{Scenario: "a", Repetition: 1}, {Scenario: "b", Repetition: 3}, {Scenario: "b", Repetition: 1}}
+	runs := []Run{
+		{Scenario: "a", Repetition: 1},
+		{Scenario: "b", Repetition: 1}, {Scenario: "b", Repetition: 2}, {Scenario: "b", Repetition: 3},
+		{Scenario: "b", Repetition: 4, Error: "it broke"},
+	}
 	r := &Result{Runs: runs}
 	require.Equal(t, "1 repetition", r.repetitions("a"))
 	require.Equal(t, "3 repetitions in turns", r.repetitions("b", "c"))
