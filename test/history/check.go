@@ -1,0 +1,198 @@
+package history
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Violation is a promise that a history has broken.
+type Violation string
+
+// All that [Check] looks for. The numbers are those of the promises in ARCHITECTURE.md.
+const (
+	Lost            Violation = "lost"                // P2: committed, and not in the broker
+	Phantom         Violation = "phantom"             // P3: in the broker, and not committed
+	Undone          Violation = "undone"              // P1: told that it committed, and gone from the database
+	OutOfOrder      Violation = "out of order"        // P4
+	WithoutLease    Violation = "without a lease"     // §5: two relays publish one key at a time
+	EffectTwice     Violation = "effect twice"        // P5
+	EffectMissing   Violation = "effect missing"      // P5: delivered, and not handled
+	EffectOfNothing Violation = "effect of nothing"   // P5: handled, and never delivered
+	OutputMissing   Violation = "output missing"      // P5: handled, and what it published is not in the broker
+	Stuck           Violation = "stuck"               // P2: rows are left though everything works
+	Impossible      Violation = "impossible to judge" // the records contradict themselves
+)
+
+// maxExamples is how many cases of a violation a report describes.
+const maxExamples = 5
+
+// Report is what [Check] has found.
+type Report struct {
+	Counts   map[Violation]int
+	Examples map[Violation][]string
+
+	Messages, Transactions, RolledBack, Duplicates, Effects int
+}
+
+func (r *Report) addf(v Violation, format string, args ...any) {
+	r.Counts[v]++
+	if len(r.Examples[v]) < maxExamples {
+		r.Examples[v] = append(r.Examples[v], fmt.Sprintf(format, args...))
+	}
+}
+
+// OK tells that no promise was broken.
+func (r *Report) OK() bool { return len(r.Counts) == 0 }
+
+// String has the totals, and some cases of each violation.
+func (r *Report) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d messages, %d transactions (%d rolled back), %d effects, %d duplicates; lost %d, phantom %d, out of order %d, "+
+		"effects twice %d, stuck %d", r.Messages, r.Transactions, r.RolledBack, r.Effects, r.Duplicates, r.Counts[Lost],
+		r.Counts[Phantom], r.Counts[OutOfOrder], r.Counts[EffectTwice], r.Counts[Stuck])
+	for v, n := range r.Counts {
+		fmt.Fprintf(&b, "\n%s: %d", v, n)
+		for _, example := range r.Examples[v] {
+			fmt.Fprintf(&b, "\n  %s", example)
+		}
+	}
+	return b.String()
+}
+
+// transaction is what is known of one.
+type transaction struct {
+	began     int64 // when it first published
+	ended     int64 // when it was known to have committed, or zero
+	committed bool
+	undone    bool
+}
+
+// known is what the records say of a message.
+type known struct {
+	Message
+
+	tx        *transaction
+	published int64 // when its Publish began
+	ordinal   int   // among those of its transaction
+}
+
+// Check compares the records with the end.
+func Check(h *History) *Report {
+	r := &Report{Counts: map[Violation]int{}, Examples: map[Violation][]string{}}
+	messages := h.known(r)
+	first := h.first(r)
+	for id := range h.Sent {
+		if _, landed := first[id]; !landed {
+			r.addf(Lost, "%s of key %q has committed, and is not in the broker", id, h.Sent[id].Key)
+		}
+	}
+	for id, l := range first {
+		if _, sent := h.Sent[id]; !sent {
+			r.addf(Phantom, "%s is in topic %s, and no transaction that committed has published it", id, l.Topic)
+		}
+	}
+	for id, m := range messages {
+		_, sent := h.Sent[id]
+		if m.tx.committed && !sent {
+			r.addf(Undone, "%s was published by a transaction that has committed, and its row in the table of the same transaction is gone", id)
+		}
+		if m.tx.undone && sent {
+			r.addf(Impossible, "%s was published by a transaction that was rolled back, and its row is in the table", id)
+		}
+	}
+	if h.Left > 0 {
+		r.addf(Stuck, "%d rows are left in the outbox", h.Left)
+	}
+	r.Messages = len(h.Sent)
+	h.checkOrder(r, messages, first)
+	h.checkLeases(r)
+	h.checkEffects(r, first)
+	return r
+}
+
+// known puts together what the records say of each message.
+func (h *History) known(r *Report) map[string]*known {
+	slices.SortStableFunc(h.Events, func(a, b Event) int { return cmp.Compare(a.At, b.At) })
+	transactions, messages, ordinals := map[string]*transaction{}, map[string]*known{}, map[string]int{}
+	of := func(e Event) *transaction {
+		tx := transactions[e.Tx]
+		if tx == nil {
+			tx = &transaction{began: e.At}
+			transactions[e.Tx] = tx
+		}
+		return tx
+	}
+	for _, e := range h.Events {
+		switch e.Kind {
+		case Publishing:
+			tx := of(e)
+			for _, m := range e.Messages {
+				ordinals[e.Tx]++
+				messages[m.ID] = &known{Message: m, tx: tx, published: e.At, ordinal: ordinals[e.Tx]}
+			}
+		case Committed:
+			tx := of(e)
+			tx.ended, tx.committed = e.At, true
+		case RolledBack:
+			of(e).undone = true
+			r.RolledBack++
+		case Attempt, Acked, Gained, Dropped, Fault, Recovered:
+		}
+	}
+	r.Transactions = len(transactions)
+	return messages
+}
+
+// first returns where each message landed first.
+func (h *History) first(r *Report) map[string]Landing {
+	first := make(map[string]Landing, len(h.Sent))
+	for _, l := range h.Landings {
+		other, again := first[l.ID]
+		if again {
+			r.Duplicates++
+		}
+		if !again || l.isBefore(other) {
+			first[l.ID] = l
+		}
+	}
+	return first
+}
+
+func (l Landing) isBefore(other Landing) bool {
+	if l.Topic == other.Topic && l.Partition == other.Partition {
+		return l.Offset < other.Offset
+	}
+	return l.Time < other.Time
+}
+
+func (h *History) checkEffects(r *Report, first map[string]Landing) {
+	type handled struct{ group, id string }
+	effects := map[handled]int{}
+	for _, e := range h.Effects {
+		effects[handled{e.Group, e.ID}]++
+		if _, landed := first[e.ID]; !landed {
+			r.addf(EffectOfNothing, "%s has handled %s, which is not in the broker", e.Group, e.ID)
+		}
+		if _, landed := first[e.Output]; e.Output != "" && !landed {
+			r.addf(OutputMissing, "%s has handled %s, and its output %s is not in the broker", e.Group, e.ID, e.Output)
+		}
+	}
+	for of, n := range effects {
+		if n > 1 {
+			r.addf(EffectTwice, "%s has handled %s %d times", of.group, of.id, n)
+		}
+	}
+	r.Effects = len(h.Effects)
+	if h.Wanted == nil {
+		return
+	}
+	for id, l := range first {
+		for _, group := range h.Wanted(l) {
+			if effects[handled{group, id}] == 0 {
+				r.addf(EffectMissing, "%s has not handled %s", group, id)
+			}
+		}
+	}
+}
