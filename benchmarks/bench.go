@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/url"
 	"os"
 	"os/signal"
@@ -142,19 +143,21 @@ func newBench(ctx context.Context, seed int64) (_ *bench, err error) {
 	if _, err := b.env.Pool.Exec(ctx, peer.CreateOrders); err != nil {
 		return nil, err
 	}
-	b.postgres = localProcess(int(b.env.Pool.Config().ConnConfig.Port))
+	postgres := b.env.Pool.Config().ConnConfig
+	b.postgres = localProcess(postgres.Host, int(postgres.Port))
 	if broker, err := url.Parse("kafka://" + peer.KafkaBrokers()[0]); err == nil {
 		if port, err := strconv.Atoi(broker.Port()); err == nil {
-			b.kafka = localProcess(port)
+			b.kafka = localProcess(broker.Hostname(), port)
 		}
 	}
 	return b, b.describe(ctx)
 }
 
 // localProcess returns nil where the server cannot be seen: figures of processor time are left out then.
-func localProcess(port int) *measure.Process {
-	p, err := measure.ProcessOn(port)
+func localProcess(host string, port int) *measure.Process {
+	p, err := measure.ServerAt(host, port)
 	if err != nil {
+		fmt.Fprintf(os.Stderr, "the server on %s: %v\n", net.JoinHostPort(host, strconv.Itoa(port)), err)
 		return nil
 	}
 	return &p

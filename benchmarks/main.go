@@ -16,7 +16,7 @@ func main() {
 	var commands struct {
 		Run    runCommand    `cmd:"" help:"Run scenarios, and write a result file."`
 		Report reportCommand `cmd:"" help:"Make a table and a chart of a result file."`
-		Soak   soakCommand   `cmd:"" help:"Relay a steady load for a long time, and fail if latencies, tables or the log of writes grow."`
+		Soak   soakCommand   `cmd:"" help:"Relay a steady load for a long time, and fail if latencies, the backlog, tables, memory, processor time or the log of writes grow, or a message is lost or comes twice."`
 		Relay  relayCommand  `cmd:"" hidden:""`
 	}
 	parsed := kong.Parse(&commands, kong.Description("Benchmarks of watermill-outbox and its alternatives."))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -18,9 +19,12 @@ type Topic struct {
 	client  *kgo.Client
 	admin   *kadm.Client
 	begin   kadm.ListedOffsets
+
+	mu   sync.Mutex
+	read kadm.Offsets // where Follow is; guarded by mu
 }
 
-// NewTopic creates a topic.
+// NewTopic creates a topic, or takes one that is there. What it has created is gone when it returns an error.
 func NewTopic(ctx context.Context, brokers []string, name string, partitions int32) (*Topic, error) {
 	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
 	if err != nil {
@@ -29,18 +33,33 @@ func NewTopic(ctx context.Context, brokers []string, name string, partitions int
 	t := &Topic{Name: name, brokers: brokers, client: client, admin: kadm.NewClient(client)}
 	byBroker := "LogAppendTime"
 	_, err = t.admin.CreateTopic(ctx, partitions, 1, map[string]*string{"message.timestamp.type": &byBroker}, name)
+	created := err == nil
 	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
 		client.Close()
 		return nil, fmt.Errorf("creating topic %s in Kafka on %v: %w", name, brokers, err)
 	}
-	for { // a broker may have created a topic and not know it yet
+	if err := t.awaitCreated(ctx); err != nil {
+		if created {
+			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+			defer cancel()
+			return nil, errors.Join(err, t.Close(undo))
+		}
+		client.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// awaitCreated waits for as long as a broker has created a topic and does not know it yet.
+func (t *Topic) awaitCreated(ctx context.Context) error {
+	for {
 		err := t.Empty(ctx)
 		if err == nil || !errors.Is(err, kerr.UnknownTopicOrPartition) {
-			return t, err
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return ctx.Err()
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
@@ -56,6 +75,9 @@ func (t *Topic) Empty(ctx context.Context) error {
 		return err
 	}
 	t.begin = ends
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.read = kadm.Offsets{}
 	return nil
 }
 

@@ -259,7 +259,8 @@ func (r *Result) writeOrigin(b *strings.Builder) {
 		with = ", with " + strings.Join(versions, ", ")
 	}
 	command := "make bench"
-	switch r.Mode {
+	mode, _, _ := strings.Cut(r.Mode, ",") // what follows says how it has ended
+	switch mode {
 	case "quick":
 		command = "make bench-quick"
 	case "soak":

@@ -111,7 +111,9 @@ func TestMetricTitle(t *testing.T) {
 func TestRepetitions(t *testing.T) {
 	runs := []Run{
 		{Scenario: "a", Repetition: 1},
-		{Scenario: "b", Repetition: 1}, {Scenario: "b", Repetition: 2}, {Scenario: "b", Repetition: 3},
+		{Scenario: "b", Repetition: 1},
+		{Scenario: "b", Repetition: 2},
+		{Scenario: "b", Repetition: 3},
 		{Scenario: "b", Repetition: 4, Error: "it broke"},
 	}
 	r := &Result{Runs: runs}
