@@ -42,7 +42,7 @@ func join(all ...map[string]int) map[string]int {
 // quickScenarios are those of the README.
 func quickScenarios() []scenario {
 	const (
-		n     = 320_000
+		n     = 260_000
 		lasts = 3 * time.Second
 	)
 	return []scenario{
@@ -54,7 +54,7 @@ func quickScenarios() []scenario {
 			peer.Ours, peer.WatermillSQL3Fast, peer.SkipLockedStatus, peer.SkipLockedDelete),
 		latency{publisher: "kafka", perSecond: 500, perCommit: 1, lasts: lasts, shape: usual}.among("latency-500",
 			peer.Ours, peer.Debezium, peer.WatermillSQL3Fast, peer.River),
-		caller{clients: 16, lasts: lasts, shape: usual}.among("caller-16",
+		caller{clients: 16, lasts: lasts / 2, shape: usual}.among("caller-16",
 			peer.Ours, peer.PlainInsert, peer.WatermillSQL3, peer.WatermillSQL4, peer.WatermillSQL4Queue, peer.RiverDefault),
 	}
 }
@@ -114,7 +114,7 @@ func callerScenarios(lasts time.Duration) []scenario {
 	}
 	return []scenario{
 		caller{clients: 1, lasts: lasts, shape: usual}.among("caller-1", peers...),
-		caller{clients: 16, lasts: lasts, shape: usual}.among("caller-16", peers...),
+		caller{clients: 16, lasts: lasts / 2, shape: usual}.among("caller-16", peers...),
 		caller{clients: 64, lasts: lasts, shape: usual}.among("caller-64", peers...),
 	}
 }
