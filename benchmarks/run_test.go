@@ -35,11 +35,11 @@ func TestRun_MeasuresEachPeerInEachKindOfScenario(t *testing.T) {
 	}
 	callers := append([]peer.Peer{peer.NoMessage, peer.PlainInsert}, relays...)
 	scenarios := []scenario{
-		drain{publisher: "noop", shape: usual, n: n}.among("drain-noop", relays...),
-		drain{publisher: "kafka", shape: usual, n: n}.among("drain-kafka", peer.Ours, peer.River, peer.WatermillKafka),
+		drain{publisher: "noop", shape: usual, n: 10 * n}.among("drain-noop", relays...),
+		drain{publisher: "kafka", shape: usual, n: 3 * n}.among("drain-kafka", peer.Ours, peer.River, peer.WatermillKafka),
 		drain{publisher: "kafka", shape: usual, n: many}.among("ceiling", peer.FranzGo),
-		drain{publisher: "noop", shape: peer.Shape{Size: 1000, Keys: peer.Zipf}, n: n, held: true, instances: 2}.among("held", peer.Ours),
-		drain{publisher: "slow", shape: peer.Shape{Size: 100, Keys: peer.One}, n: n / 10}.among("slow", peer.SkipLockedDelete),
+		drain{publisher: "noop", shape: peer.Shape{Size: 1000, Keys: peer.Zipf}, n: 10 * n, held: true, instances: 2}.among("held", peer.Ours),
+		drain{publisher: "slow", shape: peer.Shape{Size: 100, Keys: peer.One}, n: 3 * n}.among("slow", peer.SkipLockedDelete),
 		latency{publisher: "kafka", perSecond: 200, perCommit: 2, lasts: lasts, shape: usual}.among("latency", peer.Ours, peer.WatermillSQL3Fast),
 		latency{publisher: "noop", perSecond: 200, perCommit: 2, lasts: lasts, shape: usual}.among("steady", peer.Ours),
 		silence{lasts: lasts, times: 1}.among("silence", peer.Ours),
