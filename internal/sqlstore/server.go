@@ -68,8 +68,12 @@ func (e *Engine) listed(fetch *scan.Fetch, now sight) ([]scan.Run, error) {
 	case now.server.started != known.started:
 		return nil, errRestarted
 	}
-	return fetch.Listed(now.holders, now.server.lastValue), nil
+	return fetch.Listed(now.holders, now.server.lastValue-loggedAhead), nil
 }
+
+// loggedAhead is by how much the sequence's last value may be too high: while nextval writes it to the log, its row has the
+// value of 32 calls later (SEQ_LOG_VALS in PostgreSQL's sequence.c), and a SELECT does not wait for that.
+const loggedAhead = 32
 
 // Expecting tells whether somebody has taken ids and not committed, when that was last looked at. His signal is yet to come, and
 // others have not sent one of their own.
