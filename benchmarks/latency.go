@@ -5,8 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"sync"
-	"sync/atomic"
+	"slices"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -26,8 +25,6 @@ type latency struct {
 }
 
 const (
-	// producers is how many goroutines commit at once, at most.
-	producers = 32
 	// settling is for how long the load runs before it counts.
 	settling = time.Second
 	// tolerance is how much earlier than its commit's return a message may be in Kafka: a client that has lost its turn
@@ -56,7 +53,7 @@ func (l latency) run(ctx context.Context, b *bench, p peer.Peer, o peer.Outbox, 
 	if err := b.topic.Empty(ctx); err != nil {
 		return err
 	}
-	committed, err := l.load(ctx, b, o)
+	committed, err := l.load(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -78,62 +75,32 @@ func (l latency) run(ctx context.Context, b *bench, p peer.Peer, o peer.Outbox, 
 func (l latency) settled() int { return int(settling.Seconds() * float64(l.perSecond)) }
 
 // load commits at the rate, by a schedule that does not wait for who is late, and returns when each message was committed.
-func (l latency) load(ctx context.Context, b *bench, o peer.Outbox) ([]time.Time, error) {
+func (l latency) load(ctx context.Context, o peer.Outbox) ([]time.Time, error) {
 	every := time.Second * time.Duration(l.perCommit) / time.Duration(l.perSecond)
 	commits := int((settling + l.lasts) / every)
 	committed := make([]time.Time, commits*l.perCommit)
-	var next atomic.Int64
-	var all sync.WaitGroup
-	var failed atomic.Pointer[error]
-	begin := time.Now()
-	for range producers {
-		all.Go(func() {
-			for {
-				i := int(next.Add(1)) - 1
-				if i >= commits || ctx.Err() != nil || failed.Load() != nil {
-					return
-				}
-				msgs := make([]peer.Message, l.perCommit)
-				for j := range msgs {
-					msgs[j] = l.shape.Message(i*l.perCommit + j)
-				}
-				time.Sleep(time.Until(begin.Add(time.Duration(i) * every)))
-				if err := o.Commit(ctx, msgs...); err != nil {
-					failed.Store(&err)
-					return
-				}
-				now := time.Now()
-				for j := range msgs {
-					committed[i*l.perCommit+j] = now
-				}
-			}
-		})
-	}
-	all.Wait()
-	if err := failed.Load(); err != nil {
-		return nil, *err
-	}
-	return committed, ctx.Err()
+	err := onSchedule(ctx, time.Now(), every, commits, func(i int) error {
+		msgs := make([]peer.Message, l.perCommit)
+		for j := range msgs {
+			msgs[j] = l.shape.Message(i*l.perCommit + j)
+		}
+		if err := o.Commit(ctx, msgs...); err != nil {
+			return err
+		}
+		now := time.Now()
+		for j := range msgs {
+			committed[i*l.perCommit+j] = now
+		}
+		return nil
+	})
+	return committed, err
 }
 
 // writtenAfter measures how long after its commit each message was first written, from the first that counts. The
 // broker's clock tells whole milliseconds, so half of one is added.
 func writtenAfter(ctx context.Context, b *bench, committed []time.Time, from int, run *result.Run) error {
 	histogram := newHistogram()
-	seen := make([]bool, len(committed))
-	duplicates := 0
-	err := b.topic.Each(ctx, func(payload []byte, written time.Time) error {
-		n, err := peer.NumberOf(payload)
-		switch {
-		case err != nil:
-			return err
-		case n >= len(committed):
-			return fmt.Errorf("message %d was never committed", n)
-		case seen[n]:
-			duplicates++
-			return nil
-		}
-		seen[n] = true
+	duplicates, err := b.eachFirst(ctx, len(committed), func(n int, written time.Time) error {
 		took := written.Add(time.Millisecond / 2).Sub(committed[n])
 		if took < -tolerance { // a commit is told to the client a moment after it is visible
 			return fmt.Errorf("message %d was written %v before its commit had returned: do Kafka and this machine have one clock?", n, -took)
@@ -146,13 +113,32 @@ func writtenAfter(ctx context.Context, b *bench, committed []time.Time, from int
 	if err != nil {
 		return err
 	}
-	for n := range seen {
-		if !seen[n] {
-			return fmt.Errorf("message %d was lost", n)
-		}
-	}
 	run.Metrics["duplicates"] = float64(duplicates)
 	return tell(histogram, run)
+}
+
+// eachFirst calls a function with each of n messages, and when it was first written, and returns how many of them were
+// written again. It is an error if one is missing, which the count alone would not tell, or was never committed.
+func (b *bench) eachFirst(ctx context.Context, n int, first func(i int, written time.Time) error) (duplicates int, err error) {
+	seen := make([]bool, n)
+	err = b.topic.Each(ctx, func(payload []byte, written time.Time) error {
+		i, err := peer.NumberOf(payload)
+		switch {
+		case err != nil:
+			return err
+		case i >= n:
+			return fmt.Errorf("message %d of %d was never committed", i, n)
+		case seen[i]:
+			duplicates++
+			return nil
+		}
+		seen[i] = true
+		return first(i, written)
+	})
+	if lost := slices.Index(seen, false); err == nil && lost >= 0 {
+		return duplicates, fmt.Errorf("message %d of %d was lost", lost, n)
+	}
+	return duplicates, err
 }
 
 // newHistogram is of microseconds, up to ten minutes, with three digits.

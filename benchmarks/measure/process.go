@@ -23,15 +23,15 @@ func ServerAt(host string, port int) (Process, error) {
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		return Process{}, fmt.Errorf("its CPU is unknown: %s is not known to be this machine", host)
 	}
-	return ProcessOn(port)
+	return listenerOn(port)
 }
 
 // servers are the names of the programs that a server's port may be of: PostgreSQL and what runs Kafka. A container's port
 // is a proxy's, and a tunnel's ssh's; their processor time is not that of the server.
 var servers = []string{"postgres", "java"}
 
-// ProcessOn returns the server that listens on a TCP port of this machine's loopback, if its owner may be seen.
-func ProcessOn(port int) (Process, error) {
+// listenerOn returns the server that listens on a TCP port of this machine's loopback, if its owner may be seen.
+func listenerOn(port int) (Process, error) {
 	listening, err := listeners(port)
 	if err != nil {
 		return Process{}, err

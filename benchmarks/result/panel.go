@@ -211,7 +211,7 @@ func latencyPanel(rows []latencyRow) *panel {
 	for n, row := range rows {
 		peers[n] = row.peer
 	}
-	p := newPanel("Milliseconds from commit to Kafka's ack, at 500 messages a second", peers, latencyHeight)
+	p := newPanel("Milliseconds from commit to Kafka's log, at 500 messages a second", peers, latencyHeight)
 	p.legend = []legendEntry{
 		{mark: dotOf(strong), text: "p50"},
 		{mark: dotOf(faint), text: "p99"},

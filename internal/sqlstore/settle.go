@@ -72,8 +72,7 @@ func (e *Engine) claimedMessage(id string) *outbox.Message {
 
 // write runs the statements for known: one DELETE, where all were published and none is to be kept.
 func (e *Engine) write(ctx context.Context, known []settlement) error {
-	gone, archived, retried := newMarked(), newMarked(), newMarked()
-	gone.ids, gone.uuids = make([]int64, 0, len(known)), make([]string, 0, len(known))
+	gone, archived, retried := newMarked(len(known)), newMarked(0), newMarked(0)
 	for _, s := range known {
 		switch o := s.outcome; {
 		case o.Status == outbox.StatusPending && o.Err != nil:
@@ -116,10 +115,11 @@ type marked struct {
 	waits, retries        []int64 // waits in milliseconds
 }
 
-// newMarked makes columns of no rows: nil would be NULL.
-func newMarked() marked {
+// newMarked makes columns of no rows, with room for n to be identified: nil would be NULL.
+func newMarked(n int) marked {
 	return marked{
-		ids: []int64{}, uuids: []string{}, statuses: []string{}, errs: []string{}, waits: []int64{}, retries: []int64{},
+		ids: make([]int64, 0, n), uuids: make([]string, 0, n),
+		statuses: []string{}, errs: []string{}, waits: []int64{}, retries: []int64{},
 	}
 }
 

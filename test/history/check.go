@@ -63,7 +63,6 @@ func (r *Report) String() string {
 
 // transaction is what is known of one.
 type transaction struct {
-	began     int64 // when it first published
 	ended     int64 // when it was known to have committed, or zero
 	committed bool
 	undone    bool
@@ -119,7 +118,7 @@ func (h *History) known(r *Report) map[string]*known {
 	of := func(e Event) *transaction {
 		tx := transactions[e.Tx]
 		if tx == nil {
-			tx = &transaction{began: e.At}
+			tx = &transaction{}
 			transactions[e.Tx] = tx
 		}
 		return tx
@@ -138,7 +137,7 @@ func (h *History) known(r *Report) map[string]*known {
 		case RolledBack:
 			of(e).undone = true
 			r.RolledBack++
-		case Attempt, Acked, Gained, Dropped, Fault, Recovered:
+		case Attempt, Acked, Gained, Dropped:
 		}
 	}
 	r.Transactions = len(transactions)

@@ -21,9 +21,6 @@ const (
 	// Gained and Lost are what relays are told of their slots.
 	Gained  Kind = "gained"
 	Dropped Kind = "dropped"
-	// Fault and Recovered are recorded by whoever disturbs: what was done, and that what it was done to works again.
-	Fault     Kind = "fault"
-	Recovered Kind = "recovered"
 )
 
 // Event is one record. At is on the monotonic clock that all processes of the machine share, see [Now].
@@ -34,8 +31,6 @@ type Event struct {
 	Tx       string    `json:"x,omitempty"`
 	Messages []Message `json:"m,omitempty"`
 	Slots    []int     `json:"s,omitempty"`
-	// Note says what a fault was.
-	Note string `json:"n,omitempty"`
 }
 
 // Message is a message as its producer knows it.
