@@ -9,7 +9,6 @@ import (
 	"os/signal"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -32,8 +31,9 @@ type soakCommand struct {
 const (
 	// leastWindows are one to warm up, and three thirds of three, of which a median is one that is not the worst.
 	leastWindows = 10
-	// committers is how many goroutines commit at once, at most.
-	committers = 32
+	// stall is how long one message in a hundred may take in a window: ten times what the busiest machine has shown, and less
+	// than a lease time, for which an instance does nothing that takes its server for another.
+	stall = 2 * time.Second
 	// overdue is how old a message of the backlog is when it is taken for lost.
 	overdue = time.Minute
 	// incomplete is what a result's mode says of a run that has ended early.
@@ -159,39 +159,15 @@ func (c *soakCommand) stream(ctx context.Context, s *soaking, o peer.Outbox) err
 
 // load commits at the rate, by a schedule that does not wait for who is late, until the last window ends.
 func (c *soakCommand) load(ctx context.Context, begin time.Time, o peer.Outbox, deliveries *measure.Deliveries) error {
-	total := int64(float64(c.Rate) * (time.Duration(c.windows()) * c.Window).Seconds())
-	every := float64(time.Second) / float64(c.Rate)
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	var next atomic.Int64
-	var all sync.WaitGroup
-	for range committers {
-		all.Go(func() {
-			for {
-				n := next.Add(1) - 1
-				if n >= total || !sleepUntil(ctx, begin.Add(time.Duration(float64(n)*every))) {
-					return
-				}
-				if err := o.Commit(ctx, usual.Message(int(n))); err != nil {
-					stop(err)
-					return
-				}
-				deliveries.Committed(int(n), time.Now())
-			}
-		})
-	}
-	all.Wait()
-	return context.Cause(ctx)
-}
-
-// sleepUntil returns whether that time has come: not if the context ends first.
-func sleepUntil(ctx context.Context, at time.Time) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(time.Until(at)):
-		return ctx.Err() == nil
-	}
+	every := time.Second / time.Duration(c.Rate)
+	total := int(time.Duration(c.windows()) * c.Window / every)
+	return onSchedule(ctx, begin, every, total, func(n int) error {
+		if err := o.Commit(ctx, usual.Message(n)); err != nil {
+			return err
+		}
+		deliveries.Committed(n, time.Now())
+		return nil
+	})
 }
 
 // look measures window after window while the load goes on, and returns at the first that is bad.
@@ -422,6 +398,9 @@ func bad(run result.Run, limits []limit) error {
 	}
 	if n := run.Metrics["duplicates"]; n > 0 {
 		errs = append(errs, fmt.Errorf("%.0f messages came twice", n))
+	}
+	if p99 := run.Metrics["p99_ms"]; p99 > float64(stall.Milliseconds()) {
+		errs = append(errs, fmt.Errorf("the relay stood still: one message in a hundred took more than %.0f ms", p99))
 	}
 	if age := run.Metrics["oldest_s"]; age > overdue.Seconds() {
 		errs = append(errs, fmt.Errorf("a message that was committed %.0f s ago is not in Kafka", age))

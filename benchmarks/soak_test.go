@@ -102,6 +102,10 @@ func TestJudge(t *testing.T) {
 			runs[0].Metrics["duplicates"] = 1
 			return runs
 		}, fails: "window 1: 1 messages came twice"},
+		"a window in which the relay waited for a lease time": {change: func(runs []result.Run) []result.Run {
+			runs[17].Metrics["p99_ms"] = 3287
+			return runs
+		}, fails: "window 18: the relay stood still: one message in a hundred took more than 3287 ms"},
 		"a message that does not come": {change: func(runs []result.Run) []result.Run {
 			runs[17].Metrics["oldest_s"] = 61
 			return runs

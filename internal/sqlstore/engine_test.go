@@ -25,6 +25,7 @@ type tables struct {
 	mu      sync.Mutex
 	rows    map[int64]stored
 	last    int64    // of the sequence
+	logged  int64    // by how much a look shows last too high
 	holders []string // of it
 	history string
 	// owners of the slots: "" is free, "other" another instance.
@@ -106,10 +107,10 @@ func (db *tables) result(query string, args []any) (result []scanned) {
 	case "holders":
 		for _, name := range db.holders {
 			prepared := false
-			result = append(result, scanned{db.last, &name, &prepared, db.history, "then", false})
+			result = append(result, scanned{db.last + db.logged, &name, &prepared, db.history, "then", false})
 		}
 		if len(result) == 0 {
-			result = []scanned{{db.last, nil, nil, db.history, "then", false}}
+			result = []scanned{{db.last + db.logged, nil, nil, db.history, "then", false}}
 		}
 	case "slots_list":
 		for slot, owner := range db.owners {

@@ -63,7 +63,7 @@ func (e *Engine) listed(fetch *scan.Fetch, now sight) ([]scan.Run, error) {
 	e.server, e.looked = now.server, time.Now()
 	switch {
 	case known == server{}:
-	case now.server.history != known.history || now.server.lastValue < known.lastValue:
+	case now.server.history != known.history || now.server.lastValue < surelyTaken(known.lastValue, e.reader.Cursor()):
 		return nil, errOtherHistory
 	case now.server.started != known.started:
 		return nil, errRestarted
@@ -74,6 +74,13 @@ func (e *Engine) listed(fetch *scan.Fetch, now sight) ([]scan.Run, error) {
 // loggedAhead is by how much the sequence's last value may be too high: while nextval writes it to the log, its row has the
 // value of 32 calls later (SEQ_LOG_VALS in PostgreSQL's sequence.c), and a SELECT does not wait for that.
 const loggedAhead = 32
+
+// surelyTaken is the id up to which all are known to be taken from the sequence, by its last value as a look has shown it: up
+// to what has been read, or all but those that it may have been too high by. Ids above it that are given again do no harm:
+// nothing was read there and nothing counts as settled.
+func surelyTaken(lastValue, cursor int64) int64 {
+	return max(lastValue-loggedAhead, min(cursor, lastValue))
+}
 
 // Expecting tells whether somebody has taken ids and not committed, when that was last looked at. His signal is yet to come, and
 // others have not sent one of their own.
