@@ -72,6 +72,7 @@ type Engine struct {
 	nextBalance time.Time         // when to look again who has which slots
 	surplus     map[int]time.Time // those to be given back, and since when
 	reader      scan.Reader
+	idle        bool      // the last fetch has shown nothing
 	due         dueCursor // all delayed rows up to it have been read
 	nextDue     time.Time // when to read on from there
 	rowSize     int       // about what a row has that is read, payload and all; 0 is unknown

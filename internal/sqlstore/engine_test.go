@@ -83,6 +83,8 @@ func (db *tables) result(query string, args []any) (result []scanned) {
 	defer db.mu.Unlock()
 	switch query {
 	case "read_settings":
+	case "last_value":
+		result = []scanned{{db.last + db.logged}}
 	case "read":
 		return db.read(args[2], func(id int64, _ stored) bool { return id > args[0].(int64) && id <= args[1].(int64) })
 	case "read_ids":

@@ -51,8 +51,13 @@ func (e *Engine) readOn(ctx context.Context, n, maxBytes int, hot bool) (more bo
 
 func (e *Engine) fetch(ctx context.Context, n, maxBytes int, hot bool) (more bool, err error) {
 	fetch := e.reader.Begin()
-	if !hot && fetch.Quiet() && !e.mustLook() {
-		return false, nil
+	if fetch.Quiet() && !e.mustLook() {
+		if !hot {
+			return false, nil
+		}
+		if nothing, err := e.nothingNew(ctx, fetch); nothing || err != nil {
+			return false, err
+		}
 	}
 	var shown, catchUp page
 	now := e.passedNow()
@@ -77,8 +82,20 @@ func (e *Engine) fetch(ctx context.Context, n, maxBytes int, hot bool) (more boo
 			}
 		}
 		fetch.End(shown.ids, shown.cut, caughtUp)
+		e.idle = len(shown.ids)+len(catchUp.ids) == 0
 	})
 	return shown.cut || catchUp.cut, err
+}
+
+// nothingNew tells that a fetch would show nothing, for less than the fetch costs. Where the last one has shown something, it
+// does not ask. The fetch is quiet.
+func (e *Engine) nothingNew(ctx context.Context, fetch *scan.Fetch) (bool, error) {
+	if !e.dialect.Late || !e.idle || fetch.CatchUp.From <= fetch.CatchUp.To {
+		return false, nil
+	}
+	var last int64
+	err := e.db.Query(ctx, e.sql["last_value"], nil, func(row Scanner) (bool, error) { return true, row.Scan(&last) })
+	return err == nil && last <= fetch.After, err
 }
 
 // enter adds a row to the queue, if its slot is held. The caller holds mu.
