@@ -87,7 +87,9 @@ type Engine struct {
 	// All of these are mu's.
 	queue     *claim.Queue
 	orphans   map[string]*outbox.Message // by ID: claimed when their lease was lost
-	history   string                     // that ids are from; changed under both locks
+	// Message IDs that are given now have this generation, unless it is 0; those of the server's present history have at least
+	// the one of historyBegan.
+	generation, historyBegan int
 	leases    map[int]time.Time          // slot → end by the local monotonic clock, a little before the database's
 	clockDiff time.Duration              // what the database's clock is ahead of ours
 	tell      func(outbox.Event)

@@ -318,3 +318,38 @@ func TestEngine_TakesNoSlotsForALease_WhenTheDatabaseWasSetBack(t *testing.T) {
 		require.Equal(t, []int64{2}, relay(t, e, 1))
 	})
 }
+
+// A lease was lost while a message was being published, and taken again, and with it the message. What is told of the first
+// claim then must not end the second, or the message would be claimed a third time while it is being published.
+func TestEngine_KeepsTheNewerClaim_WhenTheOutcomeOfALostOneComesLate(t *testing.T) {
+	for name, tell := range map[string]func(e *Engine, id string) error{
+		"a failure": func(e *Engine, id string) error {
+			return e.Settle(t.Context(), outbox.Outcome{ID: id, Status: outbox.StatusPending, RetryAfter: time.Second})
+		},
+		"a release": func(e *Engine, id string) error { return e.Release(t.Context(), id) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				db := newTables(1)
+				e := open(t, db)
+				db.commit(1, "a")
+				first, err := e.Claim(t.Context(), 1, 1<<20)
+				require.NoError(t, err)
+				require.Len(t, first, 1)
+				e.mu.Lock()
+				e.drop(0)
+				e.mu.Unlock()
+				time.Sleep(balanceInterval)
+				second, err := e.Claim(t.Context(), 1, 1<<20)
+				require.NoError(t, err)
+				require.Len(t, second, 1)
+
+				require.NoError(t, tell(e, first[0].ID))
+				require.False(t, e.Owned(first[0].ID))
+				require.True(t, e.Owned(second[0].ID))
+				require.Empty(t, relay(t, e, 1))
+				require.Equal(t, []int64{1}, settle(t, e, second))
+			})
+		})
+	}
+}

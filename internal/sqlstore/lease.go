@@ -342,8 +342,12 @@ func (e *Engine) drop(slot int) {
 	delete(e.leases, slot)
 	e.term.Add(1)
 	e.leasesChanged()
-	for _, m := range e.queue.DropSlot(slot) {
+	claimed := e.queue.DropSlot(slot)
+	for _, m := range claimed {
 		e.orphans[m.ID] = m
+	}
+	if len(claimed) > 0 {
+		e.generation++
 	}
 }
 

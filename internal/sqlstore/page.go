@@ -36,7 +36,6 @@ func (e *Engine) pageQuery(p *page, query string, limit, maxBytes int, args ...a
 		if ours>>r.slot&1 == 1 {
 			r.size = r.msg.Size() + len(r.headers)
 			e.complete(r, outbox.StatusProcessing)
-			r.msg.ID = withHistory(r.msg.ID, e.history)
 			bytes += r.size
 			p.rows = append(p.rows, r)
 			r = &row{}

@@ -128,34 +128,40 @@ func (e *Engine) startOver(reason error) {
 	orphans := e.orphans
 	e.forget()
 	e.orphans = orphans
-	n, _ := strconv.Atoi(e.history) // empty is none
-	e.history = strconv.Itoa(n + 1)
+	e.generation++
+	e.historyBegan = e.generation
 	e.notBefore = time.Now().Add(e.ttl)
 	e.events = append(e.events, outbox.LeaseLostEvent{Slots: lost, Err: fmt.Errorf("%s: %w", e.dialect.Name, reason)})
 }
 
-// A message's ID is that of its row and, once ids have begun anew, which time that was: while one is still being published,
-// its row's id may be given to another.
-const historyMark = "."
+// A message's ID is that of its row and, once leases were lost or ids have begun anew, which generation of claims it is of. What
+// becomes of a claim under a lost lease is told when the message may have been claimed again; and while one is still being
+// published, its row's id may be given to another.
+const generationMark = "."
 
-func withHistory(id, history string) string {
-	if history == "" {
+func withGeneration(id string, generation int) string {
+	if generation == 0 {
 		return id
 	}
-	return id + historyMark + history
+	return id + generationMark + strconv.Itoa(generation)
 }
 
 func rowID(id string) (int64, error) {
-	row, _, _ := strings.Cut(id, historyMark)
+	row, _, _ := strings.Cut(id, generationMark)
 	return strconv.ParseInt(row, 10, 64)
 }
 
-func isOf(id, history string) bool {
-	_, of, _ := strings.Cut(id, historyMark)
-	return of == history
+// isOfThisHistory tells whether a claim was made since ids last began anew. The caller holds mu.
+func (e *Engine) isOfThisHistory(id string) bool {
+	if e.historyBegan == 0 {
+		return true
+	}
+	_, generation, _ := strings.Cut(id, generationMark)
+	n, _ := strconv.Atoi(generation) // nothing is none
+	return n >= e.historyBegan
 }
 
-// inQueue returns the claimed message that has this ID, or nil. The caller holds mu.
+// inQueue returns the claimed message that has this ID, or nil: not one that was claimed again since. The caller holds mu.
 func (e *Engine) inQueue(id string) (m *outbox.Message, slot int) {
 	n, err := rowID(id)
 	if err != nil {

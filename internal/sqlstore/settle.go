@@ -27,9 +27,11 @@ func (e *Engine) Settle(ctx context.Context, outcomes ...outbox.Outcome) error {
 	for _, s := range known {
 		delete(e.orphans, s.msg.ID)
 		switch {
-		case !isOf(s.msg.ID, e.history): // the id may be another message's now
+		case !e.isOfThisHistory(s.msg.ID): // the row's id may be another message's now
 		case s.outcome.Status == outbox.StatusPending:
-			e.queue.Postpone(s.id, e.tick()+int64(s.outcome.RetryAfter))
+			if m, _ := e.inQueue(s.msg.ID); m != nil {
+				e.queue.Postpone(s.id, e.tick()+int64(s.outcome.RetryAfter))
+			}
 		default:
 			e.queue.Done(s.id)
 		}
