@@ -31,14 +31,14 @@ func availableAt(topic string, msg *message.Message) (time.Time, error) {
 	if value := metadata.Get(delay.DelayedForKey); value != "" {
 		d, err := time.ParseDuration(value)
 		if err != nil {
-			return time.Time{}, fmt.Errorf("metadata %s: %w", delay.DelayedForKey, err)
+			return time.Time{}, fmt.Errorf("metadata %s is not a duration, such as 1m30s", delay.DelayedForKey)
 		}
 		byDuration = now.Add(d)
 	}
 	if value := metadata.Get(delay.DelayedUntilKey); value != "" {
 		var err error
 		if byMoment, err = time.Parse(time.RFC3339, value); err != nil {
-			return time.Time{}, fmt.Errorf("metadata %s: %w", delay.DelayedUntilKey, err)
+			return time.Time{}, fmt.Errorf("metadata %s is not a time as in RFC 3339", delay.DelayedUntilKey)
 		}
 	}
 	due := byDuration

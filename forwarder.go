@@ -86,7 +86,7 @@ func guarded(isPermanent func(error) bool, logger watermill.LoggerAdapter) func(
 		defer func() {
 			if value := recover(); value != nil {
 				once.Do(func() {
-					logger.Error("The function of WithPermanentError panicked; the message is tried again", fmt.Errorf("%v", value),
+					logger.Error("The function of WithPermanentError panicked; the message is tried again", errors.New(panicText(value)),
 						watermill.LogFields{"of": err})
 				})
 			}

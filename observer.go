@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -124,10 +125,20 @@ func (DeduplicatedEvent) isEvent() {}
 func tell(ctx context.Context, o Observer, event Event, logger watermill.LoggerAdapter) {
 	defer func() {
 		if value := recover(); value != nil {
-			logger.Error("The Observer panicked", fmt.Errorf("%v", value), watermill.LogFields{"event": fmt.Sprintf("%T", event)})
+			logger.Error("The Observer panicked", errors.New(panicText(value)), watermill.LogFields{"event": fmt.Sprintf("%T", event)})
 		}
 	}()
 	o.Observe(ctx, event)
+}
+
+// panicText is what a recovered value says. One that is neither a text nor an error is told by its type: it may be a message,
+// or have one in it, and payloads are nothing for a log.
+func panicText(value any) string {
+	switch value.(type) {
+	case string, error, fmt.Stringer:
+		return fmt.Sprint(value)
+	}
+	return fmt.Sprintf("a %T", value)
 }
 
 type observerKey struct{}

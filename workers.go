@@ -104,7 +104,7 @@ func (r *relay) publishRecovered(it *item) (err error) {
 			if err != nil {
 				value = fmt.Sprintf("its error, a %T, has no text: %v", err, value)
 			}
-			err = fmt.Errorf("the publisher panicked: %v", value)
+			err = fmt.Errorf("the publisher panicked: %s", panicText(value))
 		}
 	}()
 	msg := it.msg.Watermill()

@@ -30,16 +30,17 @@ var settings = []struct{ name, value string }{
 // their messages may have been published by then. Use "app.db?_foreign_keys=true" if your tables have foreign keys.
 func Open(path string) (*sql.DB, error) {
 	name, query, _ := strings.Cut(strings.TrimPrefix(path, "file:"), "?")
+	file := name // without its parameters, among which may be a password
 	params, err := url.ParseQuery(query)
 	if err != nil {
-		return nil, fmt.Errorf("sqlite: the parameters of %q: %w", path, err)
+		return nil, fmt.Errorf("sqlite: the parameters of %q: %w", file, err)
 	}
 	if name == "" && params.Get("mode") != "memory" {
-		return nil, fmt.Errorf("sqlite: %q names no file: Open needs a path, such as app.db", path)
+		return nil, fmt.Errorf("sqlite: %q names no file: Open needs a path, such as app.db", file)
 	}
 	if strings.HasPrefix(name, ":memory:") || params.Get("mode") == "memory" {
 		return nil, fmt.Errorf("sqlite: %q is a database in memory, of which every connection would have its own; "+
-			"use a file, or package store/memory in tests", path)
+			"use a file, or package store/memory in tests", file)
 	}
 	for _, s := range settings {
 		if !params.Has(s.name) {
@@ -51,10 +52,10 @@ func Open(path string) (*sql.DB, error) {
 	}
 	db, err := sql.Open(driver, "file:"+name+"?"+params.Encode())
 	if err != nil {
-		return nil, fmt.Errorf("sqlite: open %q: %w", path, err)
+		return nil, fmt.Errorf("sqlite: open %q: %w", file, err)
 	}
 	if err := db.PingContext(context.Background()); err != nil {
-		return nil, fmt.Errorf("sqlite: open %q: %w", path, errors.Join(err, db.Close()))
+		return nil, fmt.Errorf("sqlite: open %q: %w", file, errors.Join(err, db.Close()))
 	}
 	return db, nil
 }
