@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/test/kafkatest"
 )
 
 func TestKafka_HasAKeyInOnePartition_AndSpreadsMessagesWithoutOne(t *testing.T) {
@@ -91,8 +92,8 @@ func TestKafka_SetsAsideWhatTheBrokerFindsTooLarge_AndNotItsNeighbours(t *testin
 
 func TestKafka_LosesNothing_WhenItIsStoppedAndStarted(t *testing.T) {
 	t.Parallel()
-	server := startKafka(t)
-	w := newWorld(t, kafkaBroker{[]string{server.address}})
+	server := kafkatest.Start(t)
+	w := newWorld(t, kafkaBroker{[]string{server.Address}})
 	w.forward(t)
 	writers, wait := w.publishing(t, 50, 10*time.Millisecond)
 	published := func() (n int) {
@@ -101,13 +102,13 @@ func TestKafka_LosesNothing_WhenItIsStoppedAndStarted(t *testing.T) {
 		return n
 	}
 	require.Eventually(t, func() bool { return published() > 50 }, patience, 10*time.Millisecond)
-	server.stop()
+	server.Stop(t, "TERM")
 	wait()
 	later, wait := w.publishing(t, 50, 0) // with the same keys
 	wait()
 	writers = append(writers, later...)
 	require.Less(t, published(), len(writers)*50)
-	server.start(t)
+	server.Start(t)
 	duplicates := requireDelivered(t, writers, w.consume(t).await(t, len(writers)*50))
 	require.Zero(t, w.retries(t))
 	t.Logf("%d duplicates", duplicates)
