@@ -93,13 +93,17 @@ func newOwn(tb testing.TB) *Own {
 			tb.Fatal(err)
 		}
 	}
-	tb.Cleanup(func() {
-		o.Stop(tb, Crash)
-		if err := os.RemoveAll(folder); err != nil {
-			tb.Error(err)
-		}
-	})
+	tb.Cleanup(func() { o.Remove(tb) })
 	return o
+}
+
+// Remove ends the server, if it runs, and deletes its data.
+func (o *Own) Remove(tb testing.TB) {
+	tb.Helper()
+	o.Stop(tb, Crash)
+	if err := os.RemoveAll(o.folder); err != nil {
+		tb.Error(err)
+	}
 }
 
 func (o *Own) data() string { return filepath.Join(o.folder, "data") }
@@ -216,11 +220,17 @@ func (o *Own) run(tb testing.TB, name string, args ...string) []byte {
 	return out
 }
 
-// command returns a command that runs as the user postgres where this is root: PostgreSQL refuses to.
 func (o *Own) command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command(name, args...) //nolint:gosec,noctx // of these binaries; it ends by itself, or at Stop
+	cmd := AsPostgres(name, args...)
 	cmd.Dir = o.folder
-	credential, _ := findPostgresUser() // newOwn has told
+	return cmd
+}
+
+// AsPostgres returns a command that runs as the user postgres where this is root: PostgreSQL and PgBouncer refuse to.
+func AsPostgres(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(name, args...) //nolint:gosec,noctx // of a test's own; who starts it ends it
+	cmd.Dir = os.TempDir()
+	credential, _ := findPostgresUser() // where there is none, the command says so
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
 	return cmd
 }

@@ -36,6 +36,11 @@ type Report struct {
 	Messages, Transactions, RolledBack, Duplicates, Effects int
 }
 
+// NewReport returns one that has found nothing.
+func NewReport() *Report {
+	return &Report{Counts: map[Violation]int{}, Examples: map[Violation][]string{}}
+}
+
 func (r *Report) addf(v Violation, format string, args ...any) {
 	r.Counts[v]++
 	if len(r.Examples[v]) < maxExamples {
@@ -46,12 +51,34 @@ func (r *Report) addf(v Violation, format string, args ...any) {
 // OK tells that no promise was broken.
 func (r *Report) OK() bool { return len(r.Counts) == 0 }
 
+// Add adds what another report has found.
+func (r *Report) Add(other *Report) {
+	for v, n := range other.Counts {
+		r.Counts[v] += n
+		r.Examples[v] = append(r.Examples[v], other.Examples[v]...)
+	}
+	r.Messages += other.Messages
+	r.Transactions += other.Transactions
+	r.RolledBack += other.RolledBack
+	r.Duplicates += other.Duplicates
+	r.Effects += other.Effects
+}
+
+// Totals is one line.
+func (r *Report) Totals() string {
+	all := 0
+	for _, n := range r.Counts {
+		all += n
+	}
+	return fmt.Sprintf("%d messages, %d transactions (%d rolled back), %d effects, %d duplicates; lost %d, phantom %d, out of order %d, "+
+		"effects twice %d, stuck %d, violations in all %d", r.Messages, r.Transactions, r.RolledBack, r.Effects, r.Duplicates,
+		r.Counts[Lost], r.Counts[Phantom], r.Counts[OutOfOrder], r.Counts[EffectTwice], r.Counts[Stuck], all)
+}
+
 // String has the totals, and some cases of each violation.
 func (r *Report) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d messages, %d transactions (%d rolled back), %d effects, %d duplicates; lost %d, phantom %d, out of order %d, "+
-		"effects twice %d, stuck %d", r.Messages, r.Transactions, r.RolledBack, r.Effects, r.Duplicates, r.Counts[Lost],
-		r.Counts[Phantom], r.Counts[OutOfOrder], r.Counts[EffectTwice], r.Counts[Stuck])
+	b.WriteString(r.Totals())
 	for v, n := range r.Counts {
 		fmt.Fprintf(&b, "\n%s: %d", v, n)
 		for _, example := range r.Examples[v] {
@@ -79,7 +106,7 @@ type known struct {
 
 // Check compares the records with the end.
 func Check(h *History) *Report {
-	r := &Report{Counts: map[Violation]int{}, Examples: map[Violation][]string{}}
+	r := NewReport()
 	messages := h.known(r)
 	first := h.first(r)
 	for id := range h.Sent {

@@ -63,21 +63,12 @@ func (s *system) startRelay(t *testing.T, seed uint64) *relay {
 	forwarder, err := outbox.NewForwarder(of, r, outbox.WithConcurrency(concurrency), outbox.WithMaxInFlight(200),
 		outbox.WithBatchSize(50), outbox.WithMaxRetries(1000), outbox.WithRetryBackoff(5*time.Millisecond, 50*time.Millisecond),
 		outbox.WithPollInterval(20*time.Millisecond), outbox.WithCloseTimeout(10*ttl), outbox.WithLogger(watermill.NopLogger{}),
-		outbox.WithObserver(outbox.ObserverFunc(r.observe)))
+		outbox.WithObserver(outbox.ObserverFunc(r.recorder.Observe)))
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	r.stop = cancel
 	go func() { r.ended <- errors.Join(forwarder.Run(ctx), store.Close()) }() // ends with stop
 	return r
-}
-
-func (r *relay) observe(_ context.Context, event outbox.Event) {
-	switch e := event.(type) {
-	case outbox.LeaseGainedEvent:
-		r.recorder.Add(history.Event{Kind: history.Gained, Slots: e.Slots})
-	case outbox.LeaseLostEvent:
-		r.recorder.Add(history.Event{Kind: history.Dropped, Slots: e.Slots})
-	}
 }
 
 // Publish takes up to a millisecond, or so long that the window outlasts the lease. Now and then the broker refuses, or its answer is lost.
@@ -90,7 +81,7 @@ func (r *relay) Publish(topic string, msgs ...*message.Message) error {
 	wait := time.Duration(r.random.Int64N(int64(longest)))
 	r.mu.Unlock()
 	for _, msg := range msgs {
-		of := []history.Message{{ID: msg.UUID, Key: keyOf(topic, msg)}}
+		of := []history.Message{{ID: msg.UUID, Key: history.KeyOf(topic, msg)}}
 		r.recorder.Add(history.Event{Kind: history.Attempt, Messages: of})
 		time.Sleep(wait)
 		if fate == 0 {
@@ -105,13 +96,6 @@ func (r *relay) Publish(topic string, msgs ...*message.Message) error {
 		r.recorder.Add(history.Event{Kind: history.Acked, Messages: of})
 	}
 	return nil
-}
-
-func keyOf(topic string, msg *message.Message) string {
-	if key, err := outbox.PartitionKey(topic, msg); err == nil && key != msg.UUID {
-		return key
-	}
-	return ""
 }
 
 func (r *relay) land(topic string, msg *message.Message) bool {

@@ -1,0 +1,380 @@
+package torture_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/IBM/sarama"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/watermill-outbox/outbox/internal/pgtest"
+	"github.com/watermill-outbox/outbox/store/pgxstore"
+	"github.com/watermill-outbox/outbox/test/history"
+	"github.com/watermill-outbox/outbox/test/kafkatest"
+)
+
+// The application's topics and its group, which package app has, too.
+const (
+	orders, events, bills = "orders", "events", "bills"
+	group                 = "billing"
+	partitions            = 4
+	aggregates            = 400
+)
+
+// conductor has the servers, the ways to them and the processes, and does them harm.
+type conductor struct {
+	t       *testing.T
+	folder  string // of the records
+	program string
+	random  *rand.Rand
+	network *network
+
+	disk, otherDisk  *disk // of the primary and of the standby
+	primary, standby *pgtest.Own
+	pooler           *pooler
+	kafka            *kafkatest.Server
+	processes        []*process
+	guest            *process // a relay that comes and goes
+	faults           []fault
+}
+
+// Names of the ways to servers. Those of a process end in its server.
+const (
+	toDatabase = "/database"
+	toKafka    = "/kafka"
+	poolerWay  = "pooler" + toDatabase
+)
+
+func newConductor(t *testing.T, folder string) *conductor {
+	t.Helper()
+	c := &conductor{t: t, folder: folder, program: build(t), random: rand.New(rand.NewPCG(*seed, 0)), network: newNetwork(t)}
+	c.disk, c.otherDisk = newDisk(t), newDisk(t)
+	c.disk.use(t, func() { c.primary = pgtest.Start(t) })
+	c.prepareDatabase()
+	c.replicate()
+	c.pooler = startPooler(t, c.network.link(poolerWay, c.primary.Host()))
+
+	places := []struct {
+		role, name string
+		pooled     bool
+	}{
+		{"producer", "producer-0", false},
+		{"producer", "producer-1", true},
+		{"relay", "relay-0", false},
+		{"relay", "relay-1", false},
+		{"relay", "relay-2", true},
+		{"relay", "guest", false},
+		{"consumer", "consumer-0", false},
+		{"consumer", "consumer-1", true},
+	}
+	var listeners []kafkatest.Listener
+	for _, place := range places {
+		upstream := c.primary.Host()
+		if place.pooled {
+			upstream = c.pooler.address
+		}
+		p := &process{role: place.role, name: place.name, pooled: place.pooled, arguments: []string{
+			"-role", place.role, "-database", databaseURL(c.network.link(place.name+toDatabase, upstream), place.name, place.pooled),
+			"-ttl", ttl.String(), "-rate", fmt.Sprint(*rate / 2),
+		}}
+		if place.role != "producer" {
+			l := kafkatest.Listener{Listen: kafkatest.FreeAddress(t)}
+			l.Advertised = c.network.link(place.name+toKafka, l.Listen)
+			listeners = append(listeners, l)
+			p.arguments = append(p.arguments, "-kafka", l.Advertised)
+		}
+		if place.name == "guest" {
+			c.guest = p
+		} else {
+			c.processes = append(c.processes, p)
+		}
+	}
+	c.kafka = kafkatest.Start(t, listeners...)
+	c.createTopics()
+	return c
+}
+
+func databaseURL(host, name string, pooled bool) string {
+	url := "postgres://postgres@" + host + "/postgres?connect_timeout=3&pool_max_conns=20&application_name=" + name
+	if pooled {
+		url += "&default_query_exec_mode=exec"
+	}
+	return url
+}
+
+// prepareDatabase makes the application's tables. Those of the outbox are made when processes run already.
+func (c *conductor) prepareDatabase() {
+	c.primary.Exec(c.t, fmt.Sprintf(`
+		CREATE TABLE aggregates (id bigint PRIMARY KEY, version bigint NOT NULL DEFAULT 0) WITH (fillfactor = 10);
+		INSERT INTO aggregates (id) SELECT generate_series(0, %d);
+		CREATE TABLE sent (id text NOT NULL, key text NOT NULL, number bigint NOT NULL, topic text NOT NULL);
+		CREATE TABLE effects (input text NOT NULL, output text NOT NULL)`, aggregates-1))
+}
+
+// replicate starts a standby, which each commit waits for from then on.
+func (c *conductor) replicate() {
+	c.otherDisk.use(c.t, func() { c.standby = c.primary.Replica(c.t) })
+	c.waitSync("ALTER SYSTEM SET synchronous_standby_names = '*'", "sync")
+}
+
+// waitSync changes a setting of the primary, and waits until the standby is what it makes of it.
+func (c *conductor) waitSync(change, state string) {
+	c.primary.Exec(c.t, change)
+	c.primary.Exec(c.t, "SELECT pg_reload_conf()")
+	require.Eventually(c.t, func() bool {
+		var n int
+		err := c.query("SELECT count(*) FROM pg_stat_replication WHERE sync_state = $1 AND state = 'streaming'", []any{state}, &n)
+		return err == nil && n == 1
+	}, patience, 20*time.Millisecond, "the standby does not follow")
+}
+
+// query asks the primary for one row, directly.
+func (c *conductor) query(sql string, args []any, to ...any) error {
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, c.primary.URL())
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx) //nolint:errcheck // it was only asked
+	return conn.QueryRow(ctx, sql, args...).Scan(to...)
+}
+
+func (c *conductor) createTopics() {
+	config := sarama.NewConfig()
+	config.Version = sarama.V2_8_0_0
+	admin, err := sarama.NewClusterAdmin([]string{c.kafka.Address}, config)
+	require.NoError(c.t, err)
+	defer admin.Close() //nolint:errcheck // it has answered
+	appendTime, forever := "LogAppendTime", "-1"
+	for _, topic := range []string{orders, events, bills} {
+		require.NoError(c.t, admin.CreateTopic(topic, &sarama.TopicDetail{
+			NumPartitions: partitions, ReplicationFactor: 1,
+			ConfigEntries: map[string]*string{"message.timestamp.type": &appendTime, "retention.ms": &forever},
+		}, false))
+	}
+}
+
+func (c *conductor) run(p *process) { p.run(c.t, c.program, c.folder, *seed) }
+
+// start starts all processes, and then makes the tables they need: some end and are started again meanwhile.
+func (c *conductor) start() {
+	for _, p := range c.processes {
+		c.run(p)
+	}
+	c.migrate()
+	c.sleep(time.Second)
+}
+
+// migrate runs the migrations twice at once, as two instances of a deployment would.
+func (c *conductor) migrate() {
+	results := make(chan error, 2)
+	for range cap(results) {
+		go func() {
+			pool, err := pgxpool.New(c.t.Context(), c.primary.URL())
+			if err == nil {
+				defer pool.Close()
+				var store *pgxstore.Store
+				if store, err = pgxstore.New(pool); err == nil {
+					err = store.Migrate(c.t.Context())
+				}
+			}
+			results <- err
+		}()
+	}
+	for range cap(results) {
+		require.NoError(c.t, <-results)
+	}
+}
+
+// sleep waits, and replaces processes that have ended meanwhile.
+func (c *conductor) sleep(d time.Duration) {
+	c.t.Helper()
+	for until := time.Now().Add(d); ; {
+		for _, p := range c.processes {
+			select {
+			case err := <-p.ended:
+				c.t.Logf("%s has ended: %v", p.incarnation(), err)
+				c.run(p)
+			default:
+			}
+		}
+		left := time.Until(until)
+		if left <= 0 {
+			return
+		}
+		time.Sleep(min(left, 50*time.Millisecond))
+	}
+}
+
+// settle ends the producers, and waits until all is published and handled.
+func (c *conductor) settle() {
+	c.t.Log("the faults are over")
+	c.stop("producer")
+	waiting, until := 0, time.Now().Add(patience)
+	for ; ; c.sleep(200 * time.Millisecond) {
+		err := c.query(`SELECT (SELECT count(*) FROM outbox_messages) +
+			(SELECT count(*) FROM sent WHERE topic = 'orders') - (SELECT count(DISTINCT input) FROM effects)`, nil, &waiting)
+		if err == nil && waiting == 0 {
+			break
+		}
+		if time.Now().After(until) {
+			c.t.Errorf("after %v at rest, %d messages are not published or not handled (%v)", patience, waiting, err)
+			break
+		}
+	}
+	c.stop("relay")
+	c.stop("consumer")
+}
+
+// stop ends the processes of a role gracefully.
+func (c *conductor) stop(role string) {
+	for _, p := range c.processes {
+		if p.role == role {
+			p.signal(syscall.SIGTERM)
+			select {
+			case err := <-p.ended:
+				if err != nil {
+					c.t.Errorf("%s: %v", p.incarnation(), err)
+				}
+			case <-time.After(patience):
+				c.t.Errorf("%s does not stop", p.incarnation())
+				p.signal(syscall.SIGQUIT) // its log gets all stacks
+				<-p.ended
+			}
+		}
+	}
+	c.processes = slices.DeleteFunc(c.processes, func(p *process) bool { return p.role == role })
+}
+
+// collect reads what all have recorded, and what is in the tables and in Kafka.
+func (c *conductor) collect() *history.History {
+	h := &history.History{
+		Sent: map[string]history.Message{}, Slots: map[string]int{}, Concurrency: concurrency, Wanted: ordersAreBilled,
+	}
+	var err error
+	h.Events, err = history.Read(c.folder)
+	require.NoError(c.t, err)
+	ctx := c.t.Context()
+	conn, err := pgx.Connect(ctx, c.primary.URL())
+	require.NoError(c.t, err)
+	defer conn.Close(ctx) //nolint:errcheck // it was only asked
+	rows, err := conn.Query(ctx, "SELECT id, key, number FROM sent")
+	require.NoError(c.t, err)
+	var m history.Message
+	_, err = pgx.ForEachRow(rows, []any{&m.ID, &m.Key, &m.Number}, func() error {
+		h.Sent[m.ID] = m
+		return nil
+	})
+	require.NoError(c.t, err)
+	rows, err = conn.Query(ctx, "SELECT DISTINCT key, (hashtextextended(key, 0) & 63)::int FROM sent WHERE key <> ''")
+	require.NoError(c.t, err)
+	var slot int
+	_, err = pgx.ForEachRow(rows, []any{&m.Key, &slot}, func() error {
+		h.Slots[m.Key] = slot
+		return nil
+	})
+	require.NoError(c.t, err)
+	rows, err = conn.Query(ctx, "SELECT input, output FROM effects")
+	require.NoError(c.t, err)
+	e := history.Effect{Group: group}
+	_, err = pgx.ForEachRow(rows, []any{&e.ID, &e.Output}, func() error {
+		h.Effects = append(h.Effects, e)
+		return nil
+	})
+	require.NoError(c.t, err)
+	require.NoError(c.t, conn.QueryRow(ctx, "SELECT count(*) FROM outbox_messages").Scan(&h.Left))
+	h.Landings = c.landed()
+	return h
+}
+
+// landed reads all topics.
+func (c *conductor) landed() (all []history.Landing) {
+	client, err := sarama.NewClient([]string{c.kafka.Address}, sarama.NewConfig())
+	require.NoError(c.t, err)
+	defer client.Close() //nolint:errcheck // it was only asked
+	consumer, err := sarama.NewConsumerFromClient(client)
+	require.NoError(c.t, err)
+	for _, topic := range []string{orders, events, bills} {
+		for partition := range int32(partitions) {
+			end, err := client.GetOffset(topic, partition, sarama.OffsetNewest)
+			require.NoError(c.t, err)
+			if end == 0 {
+				continue
+			}
+			of, err := consumer.ConsumePartition(topic, partition, 0)
+			require.NoError(c.t, err)
+			for m := range of.Messages() {
+				all = append(all, history.Landing{
+					ID: uuidOf(m), Topic: topic, Partition: partition, Offset: m.Offset, Time: m.Timestamp.UnixMilli(),
+				})
+				if m.Offset >= end-1 {
+					break
+				}
+			}
+			require.NoError(c.t, of.Close())
+		}
+	}
+	return all
+}
+
+func uuidOf(m *sarama.ConsumerMessage) string {
+	for _, h := range m.Headers {
+		if string(h.Key) == "_watermill_message_uuid" {
+			return string(h.Value)
+		}
+	}
+	return ""
+}
+
+// disk is a file system of a server's own, which can be filled. Where this user may not make one, it has no folder.
+type disk struct{ folder string }
+
+const diskSize = "8g"
+
+func newDisk(t *testing.T) *disk {
+	t.Helper()
+	folder, err := os.MkdirTemp("", "outbox-disk-") //nolint:usetesting // the user postgres cannot enter a TempDir
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(folder)) })
+	require.NoError(t, os.Chmod(folder, 0o711)) //nolint:gosec // so that he can
+	if err := syscall.Mount("outbox-torture", folder, "tmpfs", 0, "mode=1777,size="+diskSize); err != nil {
+		t.Logf("no disk will be full: a file system of a test's own takes the right to mount one (%v)", err)
+		return &disk{}
+	}
+	t.Cleanup(func() { require.NoError(t, syscall.Unmount(folder, syscall.MNT_DETACH)) })
+	return &disk{folder}
+}
+
+// use has fn create its temporary folders on the disk.
+func (d *disk) use(t *testing.T, fn func()) {
+	t.Helper()
+	if d.folder != "" {
+		before := os.Getenv("TMPDIR")
+		t.Setenv("TMPDIR", d.folder)
+		defer t.Setenv("TMPDIR", before)
+	}
+	fn()
+}
+
+// fill leaves nothing free, until empty.
+func (d *disk) fill(t *testing.T) {
+	t.Helper()
+	var now syscall.Statfs_t
+	require.NoError(t, syscall.Statfs(d.folder, &now))
+	used := (now.Blocks - now.Bfree) * uint64(now.Bsize)
+	require.NoError(t, syscall.Mount("", d.folder, "", syscall.MS_REMOUNT, fmt.Sprintf("size=%d", used+64<<10)))
+}
+
+func (d *disk) empty(t *testing.T) {
+	t.Helper()
+	require.NoError(t, syscall.Mount("", d.folder, "", syscall.MS_REMOUNT, "size="+diskSize))
+}

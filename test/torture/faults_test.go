@@ -1,0 +1,220 @@
+package torture_test
+
+import (
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/watermill-outbox/outbox/internal/pgtest"
+	"github.com/watermill-outbox/outbox/test/history"
+)
+
+// fault is one that was done.
+type fault struct {
+	kind   string
+	victim string // the process, for a fault to one
+	begun  int64  // by history.Now
+	// ready is from when it is counted how long recovering takes: when what was away accepts connections again, or when it
+	// has begun, where others have to take over.
+	ready int64
+}
+
+// kind of a fault. Each does it and undoes it, and returns when recovering begins, or zero for the beginning of the fault.
+type kind struct {
+	name   string
+	weight int
+	do     func(c *conductor, f *fault)
+}
+
+var kinds = []kind{
+	{"SIGKILL of a relay", 8, func(c *conductor, f *fault) { c.kill(f, "relay") }},
+	{"SIGKILL of a producer", 3, func(c *conductor, f *fault) { c.kill(f, "producer") }},
+	{"SIGKILL of a consumer", 4, func(c *conductor, f *fault) { c.kill(f, "consumer") }},
+	{"SIGSTOP of a relay past its lease", 6, (*conductor).freeze},
+	{"SIGTERM of a relay", 8, (*conductor).terminate},
+	{"an instance comes and goes", 4, (*conductor).visit},
+	{"a relay's clock jumps", 4, (*conductor).jump},
+	{"pg_terminate_backend", 8, (*conductor).terminateBackends},
+	{"PostgreSQL restarted, fast", 3, func(c *conductor, f *fault) { c.restart(f, pgtest.Fast) }},
+	{"PostgreSQL restarted, immediate", 3, func(c *conductor, f *fault) { c.restart(f, pgtest.Crash) }},
+	{"a standby promoted", 2, (*conductor).promote},
+	{"the database's disk full", 3, (*conductor).fillDisk},
+	{"PgBouncer restarted", 4, (*conductor).restartPooler},
+	{"Kafka stopped and started", 2, func(c *conductor, f *fault) { c.restartKafka(f, "TERM") }},
+	{"Kafka killed and started", 2, func(c *conductor, f *fault) { c.restartKafka(f, "KILL") }},
+	{"a connection cut", 8, func(c *conductor, f *fault) { c.disturb(f, "") }},
+	{"a connection slow", 6, func(c *conductor, f *fault) {
+		c.disturb(f, "latency", fmt.Sprintf(`{"latency": %d, "jitter": 50}`, 50+c.random.IntN(400)))
+	}},
+	{"a connection narrow", 5, func(c *conductor, f *fault) {
+		c.disturb(f, "bandwidth", fmt.Sprintf(`{"rate": %d}`, 5+c.random.IntN(100)))
+	}},
+	{"a connection that closes slowly", 3, func(c *conductor, f *fault) { c.disturb(f, "slow_close", `{"delay": 1000}`) }},
+	{"a connection half-open", 8, func(c *conductor, f *fault) { c.disturb(f, "timeout", `{"timeout": 0}`) }},
+	{"migrations run", 2, func(c *conductor, _ *fault) { c.migrate() }},
+}
+
+// harm does one fault after another.
+func (c *conductor) harm(d time.Duration) {
+	all := 0
+	for _, k := range kinds {
+		all += k.weight
+	}
+	for until := time.Now().Add(d); time.Now().Before(until); {
+		drawn := c.random.IntN(all)
+		for _, k := range kinds {
+			if drawn -= k.weight; drawn >= 0 {
+				continue
+			}
+			if k.name == "the database's disk full" && c.disk.folder == "" {
+				break
+			}
+			now := history.Now()
+			f := fault{kind: k.name, begun: now, ready: now}
+			k.do(c, &f)
+			c.t.Logf("%s %s, %.1f s", f.kind, f.victim, float64(history.Now()-f.begun)/1e9)
+			c.faults = append(c.faults, f)
+			break
+		}
+		c.sleep(c.upTo(3 * time.Second))
+	}
+}
+
+// upTo draws a time from a tenth of longest on.
+func (c *conductor) upTo(longest time.Duration) time.Duration {
+	return longest/10 + time.Duration(c.random.Int64N(int64(longest-longest/10)))
+}
+
+// draw returns a process of a role.
+func (c *conductor) draw(f *fault, role string) *process {
+	var of []*process
+	for _, p := range c.processes {
+		if p.role == role {
+			of = append(of, p)
+		}
+	}
+	p := of[c.random.IntN(len(of))]
+	f.victim = p.incarnation()
+	return p
+}
+
+// kill kills a process, and puts another one in its place, at once or when others had time to notice.
+func (c *conductor) kill(f *fault, role string) {
+	p := c.draw(f, role)
+	p.signal(syscall.SIGKILL)
+	<-p.ended
+	if c.random.IntN(2) == 0 {
+		time.Sleep(c.upTo(2 * ttl))
+	}
+	c.run(p)
+}
+
+func (c *conductor) freeze(f *fault) {
+	p := c.draw(f, "relay")
+	p.signal(syscall.SIGSTOP)
+	time.Sleep(ttl + c.upTo(ttl))
+	p.signal(syscall.SIGCONT)
+}
+
+func (c *conductor) terminate(f *fault) {
+	p := c.draw(f, "relay")
+	p.signal(syscall.SIGTERM)
+	if err := <-p.ended; err != nil {
+		c.t.Logf("%s, told to end: %v", p.incarnation(), err)
+	}
+	if c.random.IntN(2) == 0 {
+		time.Sleep(c.upTo(2 * ttl))
+	}
+	c.run(p)
+}
+
+// visit has slots given to a further instance, and taken back.
+func (c *conductor) visit(f *fault) {
+	c.run(c.guest)
+	f.victim = c.guest.incarnation()
+	c.sleep(c.upTo(2 * ttl))
+	f.begun = history.Now()
+	f.ready = f.begun
+	c.guest.signal([]syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}[c.random.IntN(2)])
+	<-c.guest.ended
+}
+
+func (c *conductor) jump(f *fault) { c.draw(f, "relay").signal(syscall.SIGUSR1) }
+
+// terminateBackends ends half of the sessions of a process, or all.
+func (c *conductor) terminateBackends(f *fault) {
+	p := c.processes[c.random.IntN(len(c.processes))]
+	f.victim = p.incarnation()
+	c.primary.Exec(c.t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1 AND (pid % 2 = 0 OR $2)`,
+		p.name, c.random.IntN(2) == 0)
+}
+
+func (c *conductor) restart(f *fault, mode pgtest.StopMode) {
+	c.primary.Stop(c.t, mode)
+	time.Sleep(c.upTo(time.Second))
+	c.primary.Start(c.t)
+	f.ready = history.Now()
+}
+
+// promote ends the primary and has the standby take its place; then another standby is made.
+func (c *conductor) promote(f *fault) {
+	c.primary.Stop(c.t, pgtest.Crash)
+	c.standby.Promote(c.t)
+	c.primary.Remove(c.t)
+	c.primary, c.disk, c.otherDisk = c.standby, c.otherDisk, c.disk
+	c.primary.Exec(c.t, "ALTER SYSTEM RESET synchronous_standby_names")
+	c.primary.Exec(c.t, "SELECT pg_reload_conf()")
+	c.network.redirect(poolerWay, c.primary.Host())
+	for _, p := range append(c.processes, c.guest) {
+		if !p.pooled {
+			c.network.redirect(p.name+toDatabase, c.primary.Host())
+		}
+	}
+	f.ready = history.Now()
+	c.replicate()
+}
+
+func (c *conductor) fillDisk(f *fault) {
+	c.disk.fill(c.t)
+	time.Sleep(c.upTo(3 * time.Second))
+	c.disk.empty(c.t)
+	if c.query("SELECT 1", nil, new(int)) != nil { // it has ended, or is starting again
+		c.primary.Stop(c.t, pgtest.Crash)
+		c.primary.Start(c.t)
+	}
+	f.ready = history.Now()
+}
+
+func (c *conductor) restartPooler(f *fault) {
+	c.pooler.stop(c.t, []string{"TERM", "INT", "KILL"}[c.random.IntN(3)])
+	time.Sleep(c.upTo(time.Second))
+	c.pooler.start(c.t)
+	f.ready = history.Now()
+}
+
+func (c *conductor) restartKafka(f *fault, signal string) {
+	c.kafka.Stop(c.t, signal)
+	time.Sleep(c.upTo(time.Second))
+	c.kafka.Start(c.t)
+	f.ready = history.Now()
+}
+
+// disturb does something to the way of a process to a server for a while: it cuts it, or adds a toxic.
+func (c *conductor) disturb(f *fault, toxic string, attributes ...string) {
+	p := c.processes[c.random.IntN(len(c.processes))]
+	way := p.name + toDatabase
+	if p.role != "producer" && c.random.IntN(2) == 0 {
+		way = p.name + toKafka
+	}
+	f.victim = p.incarnation() + " " + way[len(p.name):]
+	longest := 3 * ttl
+	if toxic == "" {
+		c.network.cut(way)
+		time.Sleep(c.upTo(longest))
+		c.network.mend(way)
+	} else {
+		c.network.poison(way, toxic, attributes[0])
+		time.Sleep(c.upTo(longest))
+		c.network.heal(way)
+	}
+}

@@ -1,0 +1,86 @@
+package torture_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/watermill-outbox/outbox/internal/pgtest"
+	"github.com/watermill-outbox/outbox/test/kafkatest"
+)
+
+// pooler is a PgBouncer in transaction mode, before whatever answers at an address.
+type pooler struct {
+	address, settings string
+	process           *exec.Cmd
+	signal            io.WriteCloser
+}
+
+func startPooler(t *testing.T, upstream string) *pooler {
+	t.Helper()
+	folder, err := os.MkdirTemp("", "outbox-pooler-") //nolint:usetesting // the user postgres cannot enter a TempDir
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(folder)) })
+	require.NoError(t, os.Chmod(folder, 0o711)) //nolint:gosec // so that he can
+	p := &pooler{address: kafkatest.FreeAddress(t), settings: filepath.Join(folder, "pgbouncer.ini")}
+	_, port, err := net.SplitHostPort(p.address)
+	require.NoError(t, err)
+	host, upstreamPort, err := net.SplitHostPort(upstream)
+	require.NoError(t, err)
+	users := filepath.Join(folder, "users")
+	require.NoError(t, os.WriteFile(users, []byte(`"postgres" ""`), 0o644)) //nolint:gosec // he reads it
+	require.NoError(t, os.WriteFile(p.settings, fmt.Appendf(nil, `
+[databases]
+postgres = host=%s port=%s
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = %s
+unix_socket_dir =
+auth_type = trust
+auth_file = %s
+pool_mode = transaction
+default_pool_size = 30
+max_client_conn = 200
+ignore_startup_parameters = extra_float_digits
+server_login_retry = 0.2
+server_connect_timeout = 3
+`, host, upstreamPort, port, users), 0o644)) //nolint:gosec // he reads it
+	p.start(t)
+	t.Cleanup(func() { p.stop(t, "QUIT") })
+	return p
+}
+
+func (p *pooler) start(t *testing.T) {
+	t.Helper()
+	p.process = pgtest.AsPostgres("sh", "-c", `"$@" >/dev/null 2>&1 & read -r signal; kill -s "${signal:-QUIT}" $!; wait $!`, "sh", // its end is a signal, too
+		"pgbouncer", "-q", p.settings)
+	var err error
+	p.signal, err = p.process.StdinPipe()
+	require.NoError(t, err)
+	require.NoError(t, p.process.Start())
+	require.Eventually(t, func() bool {
+		conn, err := net.DialTimeout("tcp", p.address, time.Second)
+		if err == nil {
+			_ = conn.Close() // it listens
+		}
+		return err == nil
+	}, patience, 10*time.Millisecond, "PgBouncer does not start")
+}
+
+func (p *pooler) stop(t *testing.T, signal string) {
+	t.Helper()
+	if p.process == nil {
+		return
+	}
+	_, err := fmt.Fprintln(p.signal, signal)
+	require.NoError(t, err)
+	_ = p.process.Wait() // how it ends is no matter
+	p.process = nil
+}
