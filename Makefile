@@ -8,6 +8,10 @@ GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT := $(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION)
 GOTESTSUM_VERSION := v1.13.0
 GOTESTSUM := $(TOOLS)/gotestsum-$(GOTESTSUM_VERSION)
+GOVULNCHECK_VERSION := v1.9.0
+GOVULNCHECK := $(TOOLS)/govulncheck-$(GOVULNCHECK_VERSION)
+GO_LICENSES_VERSION := v1.6.0
+GO_LICENSES := $(TOOLS)/go-licenses-$(GO_LICENSES_VERSION)
 
 # Every module of the repository; go.work joins them.
 PACKAGES := ./... ./examples/... ./test/... ./benchmarks/...
@@ -46,11 +50,20 @@ stress: services ## Run the tests of root and of the stores fifty times over
 stress-brokers: services ## Run Watermill's suite STRESS_TEST_COUNT (10) times at once on each broker
 	go test -count=1 -tags stress -timeout 4h -run TestStress ./test/brokers
 
+.PHONY: torture
+torture: services ## Do harm to everything for DURATION (10m), drawn from SEED, and check what is promised
+	@mkdir -p .cache
+	@rm -f .cache/torture
+	go test -v -count=1 -timeout 0 ./test/torture -duration $(or $(DURATION),10m) -seed $(or $(SEED),0) -results $(CURDIR)/.cache/torture; \
+	code=$$?; cat .cache/torture; exit $$code
+
+# Go would make each input that is new smaller for up to a minute, and try no others meanwhile.
 .PHONY: fuzz
-fuzz: ## Fuzz each target for FUZZTIME (30s)
-	go test -run '^$$' -fuzz FuzzNew -fuzztime $(or $(FUZZTIME),30s) ./internal/sqlname/
-	go test -run '^$$' -fuzz FuzzEncodeHeaders -fuzztime $(or $(FUZZTIME),30s) ./internal/sqlstore/
-	go test -run '^$$' -fuzz FuzzDecodeHeaders -fuzztime $(or $(FUZZTIME),30s) ./internal/sqlstore/
+fuzz: ## Fuzz each target that there is for FUZZTIME (30s)
+	@set -eo pipefail; grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sort | while IFS=: read -r file name; do \
+		echo "$$file: $${name#func }"; \
+		go test -run '^$$' -fuzz "^$${name#func }$$" -fuzztime $(or $(FUZZTIME),30s) -fuzzminimizetime 1s "$$(dirname "$$file")" </dev/null; \
+	done
 
 # Debezium is one of the peers. What a run has found is in RESULT, and the README's section is made of it by bench-report.
 BENCH := BENCH_DEBEZIUM_JARS="$$(services/services debezium-jars)" go run ./benchmarks
@@ -112,6 +125,14 @@ fmt: $(GOLANGCI_LINT) ## Format all code
 	cd test && $(GOLANGCI_LINT) fmt --config ../.golangci.yml ./...
 	cd benchmarks && $(GOLANGCI_LINT) fmt --config ../.golangci.yml ./...
 
+.PHONY: vuln
+vuln: $(GOVULNCHECK) ## Look for known vulnerabilities in what all modules call
+	@.ci/vuln $(GOVULNCHECK)
+
+.PHONY: licences
+licences: $(GO_LICENSES) ## Check the licences of what all modules import
+	@.ci/licences $(GO_LICENSES)
+
 $(GOLANGCI_LINT):
 	@mkdir -p $(TOOLS)
 	GOWORK=off GOBIN=$(TOOLS) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
@@ -121,3 +142,13 @@ $(GOTESTSUM):
 	@mkdir -p $(TOOLS)
 	GOWORK=off GOBIN=$(TOOLS) go install gotest.tools/gotestsum@$(GOTESTSUM_VERSION)
 	mv $(TOOLS)/gotestsum $@
+
+$(GOVULNCHECK):
+	@mkdir -p $(TOOLS)
+	GOWORK=off GOBIN=$(TOOLS) go install golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION)
+	mv $(TOOLS)/govulncheck $@
+
+$(GO_LICENSES):
+	@mkdir -p $(TOOLS)
+	GOWORK=off GOBIN=$(TOOLS) go install github.com/google/go-licenses@$(GO_LICENSES_VERSION)
+	mv $(TOOLS)/go-licenses $@
