@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -20,6 +19,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/watermill-outbox/outbox/internal/freeport"
 )
 
 // binEnv names the variable that has the folder of the binaries to use instead.
@@ -87,7 +88,7 @@ func newOwn(tb testing.TB) *Own {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	o := &Own{bin: binaries(tb), folder: folder, port: freePort(tb)}
+	o := &Own{bin: binaries(tb), folder: folder, port: freeport.Port(tb)}
 	if credential := postgresUser(tb); credential != nil {
 		if err := os.Chown(folder, int(credential.Uid), int(credential.Gid)); err != nil {
 			tb.Fatal(err)
@@ -297,23 +298,4 @@ func binaries(tb testing.TB) string {
 	tb.Fatalf("no PostgreSQL to start a server of the test's own: install one (on Debian: the package postgresql), or name in "+
 		"%s the folder on %s that has %s", binEnv, runtime.GOOS, strings.Join(needed, ", "))
 	return ""
-}
-
-// freePort returns a port below those that the system gives to clients: a client that is trying to reach a server which
-// has stopped could get the server's.
-func freePort(tb testing.TB) int {
-	tb.Helper()
-	for range 100 {
-		port := 20_000 + rand.IntN(10_000)                                                    //nolint:gosec // nobody is to be surprised
-		listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))) //nolint:noctx // it does not wait
-		if err != nil {
-			continue
-		}
-		if err := listener.Close(); err != nil {
-			tb.Fatal(err)
-		}
-		return port
-	}
-	tb.Fatal("no port is free")
-	return 0
 }

@@ -85,19 +85,19 @@ type Engine struct {
 
 	mu sync.Mutex
 	// All of these are mu's.
-	queue     *claim.Queue
-	orphans   map[string]*outbox.Message // by ID: claimed when their lease was lost
+	queue   *claim.Queue
+	orphans map[string]*outbox.Message // by ID: claimed when their lease was lost
 	// Message IDs that are given now have this generation, unless it is 0; those of the server's present history have at least
 	// the one of historyBegan.
 	generation, historyBegan int
-	leases    map[int]time.Time          // slot → end by the local monotonic clock, a little before the database's
-	clockDiff time.Duration              // what the database's clock is ahead of ours
-	tell      func(outbox.Event)
-	events    []outbox.Event          // not told yet
-	stopBeat  context.CancelFunc      // nil while there is no heartbeat
-	lastClaim time.Time               // when the last has begun
-	calls     map[*time.Time]struct{} // of Claim and Settle that have not ended, by when they have begun
-	closed    bool
+	leases                   map[int]time.Time // slot → end by the local monotonic clock, a little before the database's
+	clockDiff                time.Duration     // what the database's clock is ahead of ours
+	tell                     func(outbox.Event)
+	events                   []outbox.Event          // not told yet
+	stopBeat                 context.CancelFunc      // nil while there is no heartbeat
+	lastClaim                time.Time               // when the last has begun
+	calls                    map[*time.Time]struct{} // of Claim and Settle that have not ended, by when they have begun
+	closed                   bool
 
 	// For LeaseTerm. Written under mu, by leasesChanged and drop.
 	term, termEnds atomic.Int64 // when it ends on the same scale as begun's

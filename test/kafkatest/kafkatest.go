@@ -4,7 +4,6 @@ package kafkatest
 import (
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +12,8 @@ import (
 	"time"
 
 	"github.com/IBM/sarama"
+
+	"github.com/watermill-outbox/outbox/internal/freeport"
 )
 
 // patience is how long a server may take to start, on a machine that is busy.
@@ -58,7 +59,7 @@ func Start(tb testing.TB, more ...Listener) *Server {
 	}
 	folder := tb.TempDir()
 	s := &Server{
-		Address: FreeAddress(tb), jars: filepath.Join(strings.TrimSpace(string(jars)), "*"), settings: filepath.Join(folder, "server.properties"),
+		Address: freeport.Address(tb), jars: filepath.Join(strings.TrimSpace(string(jars)), "*"), settings: filepath.Join(folder, "server.properties"),
 	}
 	var listeners, advertised, protocols []string
 	for i, l := range append([]Listener{{s.Address, s.Address}}, more...) {
@@ -70,7 +71,7 @@ func Start(tb testing.TB, more ...Listener) *Server {
 		advertised = append(advertised, name+"://"+l.Advertised)
 		protocols = append(protocols, name+":PLAINTEXT")
 	}
-	text := fmt.Sprintf(settings, FreeAddress(tb), strings.Join(listeners, ","), strings.Join(advertised, ","),
+	text := fmt.Sprintf(settings, freeport.Address(tb), strings.Join(listeners, ","), strings.Join(advertised, ","),
 		strings.Join(protocols, ","), filepath.Join(folder, "data"))
 	if err := os.WriteFile(s.settings, []byte(text), 0o600); err != nil {
 		tb.Fatal(err)
@@ -92,17 +93,6 @@ func projectRoot(tb testing.TB) string {
 		tb.Fatal(err)
 	}
 	return filepath.Dir(filepath.Dir(strings.TrimSpace(string(mod))))
-}
-
-// FreeAddress returns a host and a port that nobody listens on.
-func FreeAddress(tb testing.TB) string {
-	tb.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it does not wait
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer listener.Close() //nolint:errcheck // nobody has connected
-	return listener.Addr().String()
 }
 
 // Start starts the server again after Stop, and waits until it answers.

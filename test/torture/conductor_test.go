@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
+	"github.com/watermill-outbox/outbox/internal/freeport"
 	"github.com/watermill-outbox/outbox/internal/pgtest"
 	"github.com/watermill-outbox/outbox/store/pgxstore"
 	"github.com/watermill-outbox/outbox/test/history"
@@ -86,7 +87,7 @@ func newConductor(t *testing.T, folder string) *conductor {
 			"-ttl", ttl.String(), "-rate", fmt.Sprint(*rate / 2),
 		}}
 		if place.role != "producer" {
-			l := kafkatest.Listener{Listen: kafkatest.FreeAddress(t)}
+			l := kafkatest.Listener{Listen: freeport.Address(t)}
 			l.Advertised = c.network.link(place.name+toKafka, l.Listen)
 			listeners = append(listeners, l)
 			p.arguments = append(p.arguments, "-kafka", l.Advertised)

@@ -76,7 +76,7 @@ func (c *conductor) harm(d time.Duration) {
 			c.faults = append(c.faults, f)
 			break
 		}
-		c.sleep(c.upTo(3 * time.Second))
+		c.sleep(c.upTo(2 * time.Second))
 	}
 }
 
@@ -122,6 +122,8 @@ func (c *conductor) terminate(f *fault) {
 	if err := <-p.ended; err != nil {
 		c.t.Logf("%s, told to end: %v", p.incarnation(), err)
 	}
+	f.ready = history.Now() // it has waited for what was in flight, to a slow broker or database
+	c.t.Logf("%s has ended after %v", p.incarnation(), time.Duration(f.ready-f.begun))
 	if c.random.IntN(2) == 0 {
 		time.Sleep(c.upTo(2 * ttl))
 	}

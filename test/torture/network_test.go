@@ -9,7 +9,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/stretchr/testify/require"
 
-	"github.com/watermill-outbox/outbox/test/kafkatest"
+	"github.com/watermill-outbox/outbox/internal/freeport"
 )
 
 // network is the ways between processes and servers, each a proxy that may be cut.
@@ -21,6 +21,7 @@ type network struct {
 
 func newNetwork(t *testing.T) *network {
 	t.Helper()
+	zerolog.SetGlobalLevel(zerolog.Disabled) // toxics have a logger of their own
 	n := &network{
 		t: t, server: toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), proxies: map[string]*toxiproxy.Proxy{},
 	}
@@ -35,7 +36,7 @@ func newNetwork(t *testing.T) *network {
 // link makes a way to an address, and returns its own.
 func (n *network) link(name, upstream string) string {
 	n.t.Helper()
-	p := toxiproxy.NewProxy(n.server, name, kafkatest.FreeAddress(n.t), upstream)
+	p := toxiproxy.NewProxy(n.server, name, freeport.Address(n.t), upstream)
 	require.NoError(n.t, p.Start())
 	n.proxies[name] = p
 	return p.Listen

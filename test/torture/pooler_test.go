@@ -12,8 +12,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/watermill-outbox/outbox/internal/freeport"
 	"github.com/watermill-outbox/outbox/internal/pgtest"
-	"github.com/watermill-outbox/outbox/test/kafkatest"
 )
 
 // pooler is a PgBouncer in transaction mode, before whatever answers at an address.
@@ -29,7 +29,7 @@ func startPooler(t *testing.T, upstream string) *pooler {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(folder)) })
 	require.NoError(t, os.Chmod(folder, 0o711)) //nolint:gosec // so that he can
-	p := &pooler{address: kafkatest.FreeAddress(t), settings: filepath.Join(folder, "pgbouncer.ini")}
+	p := &pooler{address: freeport.Address(t), settings: filepath.Join(folder, "pgbouncer.ini")}
 	_, port, err := net.SplitHostPort(p.address)
 	require.NoError(t, err)
 	host, upstreamPort, err := net.SplitHostPort(upstream)
@@ -53,13 +53,13 @@ server_login_retry = 0.2
 server_connect_timeout = 3
 `, host, upstreamPort, port, users), 0o644)) //nolint:gosec // he reads it
 	p.start(t)
-	t.Cleanup(func() { p.stop(t, "QUIT") })
+	t.Cleanup(func() { p.stop(t, "KILL") })
 	return p
 }
 
 func (p *pooler) start(t *testing.T) {
 	t.Helper()
-	p.process = pgtest.AsPostgres("sh", "-c", `"$@" >/dev/null 2>&1 & read -r signal; kill -s "${signal:-QUIT}" $!; wait $!`, "sh", // its end is a signal, too
+	p.process = pgtest.AsPostgres("sh", "-c", `"$@" >/dev/null 2>&1 & read -r signal; kill -s "${signal:-KILL}" $!; wait $!`, "sh", // its end is a signal, too
 		"pgbouncer", "-q", p.settings)
 	var err error
 	p.signal, err = p.process.StdinPipe()

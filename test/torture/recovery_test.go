@@ -10,8 +10,8 @@ import (
 	"github.com/watermill-outbox/outbox/test/history"
 )
 
-// recovery is how long it took from a fault until something was published again: anything, or something of each slot that
-// the victim had, by somebody else.
+// recovery is how long a message had to wait, from a fault on, until something was published again: anything, or something of
+// each slot that the victim had, by somebody else.
 type recovery struct {
 	fault
 
@@ -49,43 +49,58 @@ var takenOver = []string{
 
 // ack is a message that has got to Kafka.
 type ack struct {
-	at      int64
-	process string
+	at        int64
+	process   string
+	committed int64 // when that was told, or zero
 }
 
 // recoveries finds out how long each fault took.
 func recoveries(h *history.History, faults []fault) []recovery {
 	slices.SortStableFunc(h.Events, func(a, b history.Event) int { return cmp.Compare(a.At, b.At) })
-	var all []ack
-	bySlot := map[int][]ack{}
+	all, bySlot := acks(h)
+	results := make([]recovery, 0, len(faults))
+	for i, f := range faults {
+		var took int64
+		if slices.Contains(takenOver, f.kind) {
+			for slot := range held(h, f.victim, f.begun) {
+				took = max(took, untilNext(bySlot[slot], f.ready, f.victim))
+			}
+		} else {
+			took = untilNext(all, f.ready, "")
+		}
+		results = append(results, recovery{f, time.Duration(took), i+1 < len(faults) && f.ready+took > faults[i+1].begun})
+	}
+	return results
+}
+
+// acks returns those of all messages, and those of each slot.
+func acks(h *history.History) (all []ack, bySlot map[int][]ack) {
+	commits, transactions := map[string]int64{}, map[string]string{}
+	for _, e := range h.Events {
+		switch e.Kind {
+		case history.Publishing:
+			for _, m := range e.Messages {
+				transactions[m.ID] = e.Tx
+			}
+		case history.Committed:
+			commits[e.Tx] = e.At
+		case history.RolledBack, history.Attempt, history.Acked, history.Gained, history.Dropped:
+		}
+	}
+	bySlot = map[int][]ack{}
 	for _, e := range h.Events {
 		if e.Kind != history.Acked {
 			continue
 		}
-		a := ack{e.At, e.Process}
-		all = append(all, a)
 		for _, m := range e.Messages {
+			a := ack{e.At, e.Process, commits[transactions[m.ID]]}
+			all = append(all, a)
 			if slot, keyed := h.Slots[m.Key]; keyed {
 				bySlot[slot] = append(bySlot[slot], a)
 			}
 		}
 	}
-	results := make([]recovery, 0, len(faults))
-	for i, f := range faults {
-		var last int64
-		if slices.Contains(takenOver, f.kind) {
-			for slot := range held(h, f.victim, f.begun) {
-				last = max(last, next(bySlot[slot], f.ready, f.victim))
-			}
-		} else {
-			last = next(all, f.ready, "")
-		}
-		if last == 0 { // it had no slots
-			continue
-		}
-		results = append(results, recovery{f, time.Duration(last - f.ready), i+1 < len(faults) && last > faults[i+1].begun})
-	}
-	return results
+	return all, bySlot
 }
 
 // held returns the slots that a process had at a time.
@@ -113,15 +128,16 @@ func held(h *history.History, process string, at int64) map[int]struct{} {
 	return slots
 }
 
-// next returns when something was published after a time, by another process than one: zero for never.
-func next(acks []ack, after int64, but string) int64 {
+// untilNext returns how long, after a time, the next message had to wait that another process than one has published: since
+// then, or since it was committed.
+func untilNext(acks []ack, after int64, but string) int64 {
 	from, _ := slices.BinarySearchFunc(acks, after, func(a ack, at int64) int { return cmp.Compare(a.at, at) })
 	for _, a := range acks[from:] {
-		if a.process != but {
-			return a.at
+		if a.process != but && a.committed != 0 {
+			return max(a.at-max(after, a.committed), 0)
 		}
 	}
-	return 0
+	return 0 // there was none
 }
 
 // table shows the recoveries by kind.

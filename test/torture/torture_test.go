@@ -21,7 +21,7 @@ import (
 var (
 	duration = flag.Duration("duration", time.Minute, "for how long faults go on, a quarter of it on SQLite")
 	seed     = flag.Uint64("seed", 0, "for what is drawn; 0 draws one")
-	rate     = flag.Int("rate", 1200, "messages a second")
+	rate     = flag.Int("rate", 2400, "messages a second")
 	results  = flag.String("results", "", "`file` that gets what was found; its last line is the totals")
 )
 

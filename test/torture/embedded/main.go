@@ -76,7 +76,9 @@ func (a *app) run(ctx context.Context, folder string, ttl time.Duration, seed ui
 		return err
 	}
 	defer a.store.Close() //nolint:errcheck // the relay has ended
-	if err := a.store.Migrate(ctx); err != nil {
+	if err := a.store.Migrate(ctx); ctx.Err() != nil {
+		return nil // it was told to end before it had begun
+	} else if err != nil {
 		return err
 	}
 	if a.broker, err = openBroker(filepath.Join(folder, "broker")); err != nil {
