@@ -34,7 +34,8 @@ test: services $(GOTESTSUM) ## Run all tests, with the race detector
 	go vet -tags stress ./test/brokers
 	go test -race -timeout 30m ./...
 	go test -race -count=1 ./examples/... ./benchmarks/... # the former build programs, whose changes the cache of tests does not see
-	$(GOTESTSUM) --format testname -- -race -count=1 -timeout 30m ./test/...
+	$(GOTESTSUM) --format testname -- -race -count=1 -timeout 30m $$(go list ./test/... | grep -v /torture)
+	$(GOTESTSUM) --format testname -- -count=1 -timeout 30m ./test/torture/... # with the machine to itself
 	$(GOTESTSUM) --format testname -- -count=1 -timeout 30m -run '(TestBrokers|TestUniversal)/RabbitMQ' ./test/brokers # see rabbitmq_test.go
 
 .PHONY: test-short
@@ -54,7 +55,7 @@ stress-brokers: services ## Run Watermill's suite STRESS_TEST_COUNT (10) times a
 torture: services ## Do harm to everything for DURATION (10m), drawn from SEED, and check what is promised
 	@mkdir -p .cache
 	@rm -f .cache/torture
-	go test -v -count=1 -timeout 0 ./test/torture -duration $(or $(DURATION),10m) -seed $(or $(SEED),0) -results $(CURDIR)/.cache/torture; \
+	go test -v -count=1 -timeout 24h ./test/torture -duration $(or $(DURATION),10m) -seed $(or $(SEED),0) -results $(CURDIR)/.cache/torture; \
 	code=$$?; cat .cache/torture; exit $$code
 
 # Go would make each input that is new smaller for up to a minute, and try no others meanwhile.

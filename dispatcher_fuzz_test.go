@@ -1,11 +1,11 @@
 package outbox
 
 import (
-	"encoding/binary"
-	"math/rand/v2"
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/watermill-outbox/outbox/internal/draws"
 )
 
 // Whatever the broker, the store and the lease do, the invariants of dispatcherHistory hold.
@@ -24,19 +24,5 @@ func FuzzDispatcher(f *testing.F) {
 			h.finish(t)
 		})
 	})
-	f.Fuzz(func(t *testing.T, input []byte) { play(t, draws(input)) })
-}
-
-// draws makes the draws of a whole history from an input of any length: its first eight bytes are a seed, and the others
-// take the place of the first that come of it.
-func draws(input []byte) []byte {
-	var seed [32]byte
-	input = input[copy(seed[:8], input):]
-	all := make([]byte, 64<<10)
-	random := rand.NewChaCha8(seed)
-	for at := 0; at < len(all); at += 8 {
-		binary.LittleEndian.PutUint64(all[at:], random.Uint64())
-	}
-	copy(all, input)
-	return all
+	f.Fuzz(func(t *testing.T, input []byte) { play(t, draws.From(input)) })
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -21,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/watermill-outbox/outbox/internal/freeport"
+	"github.com/watermill-outbox/outbox/internal/leash"
 )
 
 // binEnv names the variable that has the folder of the binaries to use instead.
@@ -33,9 +33,7 @@ const startTimeout = time.Minute
 type Own struct {
 	bin, folder string
 	port        int
-	// sh starts the server and stops it by the signal that it is told, or kills it when this process has gone.
-	sh     *exec.Cmd
-	signal io.WriteCloser
+	process     *leash.Process // nil while it is stopped
 }
 
 // StopMode is how a server stops; its value is the signal.
@@ -132,14 +130,8 @@ func (o *Own) Host() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(
 // Start starts the server again after Stop, and waits until it answers.
 func (o *Own) Start(tb testing.TB) {
 	tb.Helper()
-	// The server must not outlive a test process that panics or is killed: the end of its pipe is a signal, too.
-	o.sh = o.command("sh", "-c", `"$@" >>"$0" 2>&1 & read -r signal; kill -s "${signal:-QUIT}" $!; wait $!`,
-		o.log(), filepath.Join(o.bin, "postgres"), "-D", o.data())
 	var err error
-	if o.signal, err = o.sh.StdinPipe(); err != nil {
-		tb.Fatal(err)
-	}
-	if err := o.sh.Start(); err != nil {
+	if o.process, err = leash.Start(o.command, string(Crash), o.log(), filepath.Join(o.bin, "postgres"), "-D", o.data()); err != nil {
 		tb.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
@@ -162,14 +154,13 @@ func (o *Own) Start(tb testing.TB) {
 // Stop stops the server, if it runs, and waits until it has gone.
 func (o *Own) Stop(tb testing.TB, mode StopMode) {
 	tb.Helper()
-	if o.sh == nil {
+	if o.process == nil {
 		return
 	}
-	if _, err := fmt.Fprintln(o.signal, mode); err != nil {
+	if err := o.process.Stop(string(mode)); err != nil {
 		tb.Error(err)
 	}
-	_ = o.sh.Wait() // how a server ends is no matter, and it closes the pipe
-	o.sh = nil
+	o.process = nil
 }
 
 // Promote makes a standby a primary, and waits until it is one.

@@ -3,6 +3,7 @@ package history
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -10,17 +11,19 @@ import (
 // Violation is a promise that a history has broken.
 type Violation string
 
-// All that [Check] looks for. The numbers are those of the promises in ARCHITECTURE.md.
+// All that [Check] looks for. The numbers are those of the promises in README.md.
 const (
 	Lost            Violation = "lost"                // P2: committed, and not in the broker
 	Phantom         Violation = "phantom"             // P3: in the broker, and not committed
 	Undone          Violation = "undone"              // P1: told that it committed, and gone from the database
 	OutOfOrder      Violation = "out of order"        // P4
-	WithoutLease    Violation = "without a lease"     // §5: two relays publish one key at a time
+	WithoutLease    Violation = "without a lease"     // two relays publish one key at a time
 	EffectTwice     Violation = "effect twice"        // P5
 	EffectMissing   Violation = "effect missing"      // P5: delivered, and not handled
 	EffectOfNothing Violation = "effect of nothing"   // P5: handled, and never delivered
 	OutputMissing   Violation = "output missing"      // P5: handled, and what it published is not in the broker
+	Altered         Violation = "altered"             // P2: not as it was published
+	Early           Violation = "early"               // delayed, and published before it was due
 	Stuck           Violation = "stuck"               // P2: rows are left though everything works
 	Impossible      Violation = "impossible to judge" // the records contradict themselves
 )
@@ -79,8 +82,8 @@ func (r *Report) Totals() string {
 func (r *Report) String() string {
 	var b strings.Builder
 	b.WriteString(r.Totals())
-	for v, n := range r.Counts {
-		fmt.Fprintf(&b, "\n%s: %d", v, n)
+	for _, v := range slices.Sorted(maps.Keys(r.Counts)) {
+		fmt.Fprintf(&b, "\n%s: %d", v, r.Counts[v])
 		for _, example := range r.Examples[v] {
 			fmt.Fprintf(&b, "\n  %s", example)
 		}
@@ -90,6 +93,7 @@ func (r *Report) String() string {
 
 // transaction is what is known of one.
 type transaction struct {
+	ending    int64 // when its commit began, or zero where nobody has told
 	ended     int64 // when it was known to have committed, or zero
 	committed bool
 	undone    bool
@@ -109,9 +113,19 @@ func Check(h *History) *Report {
 	r := NewReport()
 	messages := h.known(r)
 	first := h.first(r)
-	for id := range h.Sent {
+	for id, sent := range h.Sent {
 		if _, landed := first[id]; !landed {
-			r.addf(Lost, "%s of key %q has committed, and is not in the broker", id, h.Sent[id].Key)
+			r.addf(Lost, "%s of key %q has committed, and is not in the broker", id, sent.Key)
+		}
+		if m := messages[id]; m == nil {
+			r.addf(Impossible, "%s was sent, and nobody has told that it is to be published", id)
+		} else if m.Number != sent.Number || m.Key != sent.Key {
+			r.addf(Impossible, "%s was sent with key %q and number %d, and told of with %q and %d", id, sent.Key, sent.Number, m.Key, m.Number)
+		}
+	}
+	for _, l := range h.Landings {
+		if l.Altered != "" {
+			r.addf(Altered, "%s in topic %s: %s", l.ID, l.Topic, l.Altered)
 		}
 	}
 	for id, l := range first {
@@ -132,6 +146,7 @@ func Check(h *History) *Report {
 		r.addf(Stuck, "%d rows are left in the outbox", h.Left)
 	}
 	r.Messages = len(h.Sent)
+	h.checkAttempts(r, messages, first)
 	h.checkOrder(r, messages, first)
 	h.checkLeases(r)
 	h.checkEffects(r, first)
@@ -155,9 +170,14 @@ func (h *History) known(r *Report) map[string]*known {
 		case Publishing:
 			tx := of(e)
 			for _, m := range e.Messages {
+				if messages[m.ID] != nil {
+					r.addf(Impossible, "%s was told of twice", m.ID)
+				}
 				ordinals[e.Tx]++
 				messages[m.ID] = &known{Message: m, tx: tx, published: e.At, ordinal: ordinals[e.Tx]}
 			}
+		case Committing:
+			of(e).ending = e.At
 		case Committed:
 			tx := of(e)
 			tx.ended, tx.committed = e.At, true
@@ -169,6 +189,32 @@ func (h *History) known(r *Report) map[string]*known {
 	}
 	r.Transactions = len(transactions)
 	return messages
+}
+
+// checkAttempts looks for messages that were handed to the broker's client before they may be: before their transaction
+// began to commit, or before they fell due.
+func (h *History) checkAttempts(r *Report, messages map[string]*known, first map[string]Landing) {
+	attempted := make(map[string]bool, len(first))
+	for _, e := range h.Events {
+		if e.Kind != Attempt {
+			continue
+		}
+		for _, of := range e.Messages {
+			attempted[of.ID] = true
+			switch m := messages[of.ID]; {
+			case m == nil:
+			case e.At < m.tx.ending:
+				r.addf(Phantom, "%s was published before its transaction began to commit", of.ID)
+			case e.At < m.published+m.Delay:
+				r.addf(Early, "%s was published %d ms before it was due", of.ID, (m.published+m.Delay-e.At)/1e6)
+			}
+		}
+	}
+	for id := range first {
+		if !attempted[id] {
+			r.addf(Impossible, "%s is in the broker, and no relay has published it", id)
+		}
+	}
 }
 
 // first returns where each message landed first.

@@ -3,6 +3,7 @@ package history_test
 import (
 	"errors"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -61,6 +62,7 @@ func (s *story) lands(topic string, ids ...string) {
 		s.offset++
 		s.now++
 		s.Landings = append(s.Landings, history.Landing{ID: id, Topic: topic, Offset: s.offset, Time: s.now})
+		s.add(history.Event{Kind: history.Attempt, Process: "any", Messages: []history.Message{{ID: id}}})
 	}
 }
 
@@ -259,6 +261,43 @@ func TestCheck_FindsEachViolation(t *testing.T) {
 			s.lands("t", "1")
 			s.handles("g", "1", "1/out")
 		}},
+		"a message that is published before its transaction commits": {history.Phantom, func(s *story) {
+			s.publishes("a", "k", "1")
+			s.lands("t", "1")
+			s.add(history.Event{Kind: history.Committing, Tx: "a"})
+			s.commits("a")
+		}},
+		"a delayed message that is published at once": {history.Early, func(s *story) {
+			s.add(history.Event{Kind: history.Publishing, Tx: "a", Messages: []history.Message{{ID: "1", Delay: 100}}})
+			s.commits("a")
+			s.lands("t", "1")
+		}},
+		"a message that is not what it was": {history.Altered, func(s *story) {
+			one(s)
+			s.lands("t", "1")
+			sent := s.Sent["1"]
+			sent.Topic = "t"
+			s.Landings[0].Altered = sent.Difference("t", "k", history.Payload("2"))
+		}},
+		"a message that no relay has published": {history.Impossible, func(s *story) {
+			one(s)
+			s.lands("t", "1")
+			s.Events = slices.DeleteFunc(s.Events, func(e history.Event) bool { return e.Kind == history.Attempt })
+		}},
+		"a message that no producer has told of": {history.Impossible, func(s *story) {
+			s.Sent["1"] = history.Message{ID: "1"}
+			s.lands("t", "1")
+		}},
+		"a message with two numbers": {history.Impossible, func(s *story) {
+			one(s)
+			s.Sent["1"] = history.Message{ID: "1", Key: "k", Number: 2}
+			s.lands("t", "1")
+		}},
+		"a message that was told of twice": {history.Impossible, func(s *story) {
+			one(s)
+			s.publishes("b", "k", "1")
+			s.lands("t", "1")
+		}},
 		"rows that are left": {history.Stuck, func(s *story) { s.Left = 1 }},
 		"a relay that goes on after another has taken over": {history.WithoutLease, func(s *story) {
 			s.gains("r", 1)
@@ -289,6 +328,15 @@ func TestCheck_FindsEachViolation(t *testing.T) {
 			require.Empty(t, report.Counts, report)
 		})
 	}
+}
+
+func TestMessage_TellsWhatIsNotAsItWasSent(t *testing.T) {
+	m := history.Message{ID: "1", Key: "k", Topic: "t"}
+	require.Empty(t, m.Difference("t", "k", history.Payload("1")))
+	require.NotEmpty(t, m.Difference("u", "k", history.Payload("1")))
+	require.NotEmpty(t, m.Difference("t", "l", history.Payload("1")))
+	require.NotEmpty(t, m.Difference("t", "k", history.Payload("1")[1:]))
+	require.NotEmpty(t, m.Difference("t", "k", nil))
 }
 
 // What a process has recorded is read back, but for a last line that it did not finish.

@@ -12,13 +12,15 @@ type Kind string
 const (
 	// Publishing tells which messages a transaction is about to publish, in one call.
 	Publishing Kind = "publishing"
+	// Committing tells that a transaction is about to commit. It may be left out.
+	Committing Kind = "committing"
 	// Committed and RolledBack tell how a transaction has ended. One without either has ended as the table says.
 	Committed  Kind = "committed"
 	RolledBack Kind = "rolled back"
 	// Attempt is recorded by a relay before it hands a message to the broker's client, Acked when the broker has it.
 	Attempt Kind = "attempt"
 	Acked   Kind = "acked"
-	// Gained and Lost are what relays are told of their slots.
+	// Gained and Dropped are what relays are told of their slots.
 	Gained  Kind = "gained"
 	Dropped Kind = "dropped"
 )
@@ -40,6 +42,10 @@ type Message struct {
 	// Number is its place among all messages of its key, where something serializes the transactions that publish them;
 	// zero where nothing does.
 	Number int64 `json:"n,omitempty"`
+	// Delay is how long after its Publish it is to be published at the earliest, in nanoseconds.
+	Delay int64 `json:"d,omitempty"`
+	// Topic is known of what was sent.
+	Topic string `json:"o,omitempty"`
 }
 
 // Landing is a message in the broker.
@@ -49,6 +55,8 @@ type Landing struct {
 	Partition int32
 	Offset    int64
 	Time      int64 // of the broker, in whatever unit
+	// Altered tells what is not as it was sent: see [Message.Difference].
+	Altered string
 }
 
 // Effect is what a handler has written for a message.
@@ -61,7 +69,7 @@ type Effect struct {
 
 // History is all that is known in the end.
 type History struct {
-	Events []Event
+	Events []Event `json:"-"` // they are in the records
 	// Sent has the messages of all transactions that have committed, by a table that they have written, too.
 	Sent map[string]Message
 	// Slots has the slot of each key, by the database.
@@ -69,7 +77,7 @@ type History struct {
 	Landings []Landing
 	Effects  []Effect
 	// Wanted tells which groups are to handle a message.
-	Wanted func(l Landing) []string
+	Wanted func(l Landing) []string `json:"-"`
 	// Left is how many rows are in the outbox after everything has come to rest.
 	Left int
 	// Concurrency is how many calls of Publish a relay makes at once.

@@ -32,7 +32,7 @@ func (h *History) checkLeases(r *Report) {
 			}
 		case Dropped:
 			of.late = 0
-		case Publishing, Committed, RolledBack, Acked:
+		case Publishing, Committing, Committed, RolledBack, Acked:
 		case Attempt:
 			for _, m := range e.Messages {
 				last, slot := turns[m.Key], h.Slots[m.Key]

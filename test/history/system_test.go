@@ -28,8 +28,9 @@ const (
 	aggregates  = 20
 	ttl         = 300 * time.Millisecond
 	concurrency = 4
-	// patience is how long nothing may land before the rest counts as lost.
-	patience = 2 * time.Second
+	// patience is how long nothing may land before the rest counts as lost, and longPatience that where nothing is to be lost:
+	// the machine may be busy.
+	patience, longPatience = 2 * time.Second, 15 * time.Second
 
 	inputs, outputs, group = "inputs", "outputs", "billing"
 )
@@ -47,11 +48,12 @@ type variant struct {
 // system is an application with an outbox on a real PostgreSQL, and a broker and faults of its own.
 type system struct {
 	variant
-	schema string
-	pool   *pgxpool.Pool
-	store  *pgxstore.Store
-	broker *broker
-	folder string // of the records
+	patience time.Duration
+	schema   string
+	pool     *pgxpool.Pool
+	store    *pgxstore.Store
+	broker   *broker
+	folder   string // of the records
 
 	relays   int
 	crashed  sync.WaitGroup // relays
@@ -61,7 +63,7 @@ type system struct {
 func newSystem(t *testing.T, v variant) *system {
 	t.Helper()
 	s := &system{
-		variant: v, schema: pgtest.Schema(t, pgtest.V15), broker: newBroker(), folder: t.TempDir(),
+		variant: v, patience: patience, schema: pgtest.Schema(t, pgtest.V15), broker: newBroker(), folder: t.TempDir(),
 	}
 	config, err := pgxpool.ParseConfig(pgtest.V15.URL())
 	require.NoError(t, err)
@@ -201,6 +203,7 @@ func (p *producer) publishWithin(aggregate int) error {
 		p.recorder.Add(history.Event{Kind: history.RolledBack, Tx: p.tx()})
 		return err
 	}
+	p.recorder.Add(history.Event{Kind: history.Committing, Tx: p.tx()})
 	err = tx.Commit(ctx)
 	p.recorder.Add(history.Event{Kind: history.Committed, Tx: p.tx()})
 	return err
@@ -261,7 +264,7 @@ func (c *consumer) run(share int) {
 	for next := 0; ; {
 		landed := c.broker.landed()
 		if next == len(landed) {
-			if c.produced.Load() && time.Since(c.broker.idleSince()) > patience {
+			if c.produced.Load() && time.Since(c.broker.idleSince()) > c.patience {
 				return
 			}
 			time.Sleep(2 * time.Millisecond)
@@ -320,7 +323,7 @@ func (c *consumer) ended(tx string, handled bool, err error) {
 
 // effect is what the handler does: it writes, publishes, and fails now and then after both.
 func (c *consumer) effect(ctx context.Context, tx pgx.Tx, id, name string) error {
-	out := history.Message{ID: id + "/out", Key: "output-" + id}
+	out := history.Message{ID: name + "-out", Key: "output-" + id}
 	if _, err := tx.Exec(ctx, "INSERT INTO effects (input, output) VALUES ($1, $2)", id, out.ID); err != nil {
 		return err
 	}

@@ -36,11 +36,17 @@ func seed(t *testing.T) uint64 {
 func TestSystem_KeepsItsPromises_WhileRelaysAndHandlersFail(t *testing.T) {
 	t.Parallel()
 	seed := seed(t)
-	report := newSystem(t, variant{}).run(t, seed)
+	s := newSystem(t, variant{})
+	s.patience = longPatience
+	report := s.run(t, seed)
 	require.True(t, report.OK(), report)
+	require.NotZero(t, min(report.Messages, report.RolledBack, report.Effects))
 	require.NotZero(t, report.Duplicates, "nothing was disturbed")
 	t.Log(report)
 }
+
+// rounds is how often a broken system is run until it is caught: what it does depends on the machine, too.
+const rounds = 3
 
 // What people write by hand, and what could go wrong in this project. Each is caught.
 func TestCheck_CatchesBrokenSystems(t *testing.T) {
@@ -62,10 +68,15 @@ func TestCheck_CatchesBrokenSystems(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			seed := seed(t)
-			report := newSystem(t, c.variant).run(t, seed)
-			require.NotZero(t, report.Counts[c.want], report)
-			t.Log(report)
+			var report *history.Report
+			for range rounds {
+				seed := seed(t)
+				if report = newSystem(t, c.variant).run(t, seed); report.Counts[c.want] > 0 {
+					t.Log(report)
+					return
+				}
+			}
+			t.Fatalf("not caught: %v", report)
 		})
 	}
 }

@@ -3,7 +3,6 @@ package kafkatest
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +13,7 @@ import (
 	"github.com/IBM/sarama"
 
 	"github.com/watermill-outbox/outbox/internal/freeport"
+	"github.com/watermill-outbox/outbox/internal/leash"
 )
 
 // patience is how long a server may take to start, on a machine that is busy.
@@ -25,8 +25,7 @@ type Server struct {
 	Address string
 
 	jars, settings string
-	process        *exec.Cmd
-	signal         io.WriteCloser // ends it, by the signal that is written
+	process        *leash.Process // nil while it is stopped
 }
 
 // Listener is a further way to the server: what connects there is told to come back to Advertised, such as a proxy.
@@ -47,6 +46,8 @@ offsets.topic.replication.factor=1
 offsets.topic.num.partitions=1
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 `
 
 // Start starts a new and empty server.
@@ -98,14 +99,9 @@ func projectRoot(tb testing.TB) string {
 // Start starts the server again after Stop, and waits until it answers.
 func (s *Server) Start(tb testing.TB) {
 	tb.Helper()
-	// It must not outlive a test process that panics or is killed: the end of its pipe stops it, too.
-	s.process = exec.Command("sh", "-c", `"$@" >/dev/null 2>&1 & read -r signal; kill -s "${signal:-TERM}" $!; wait $!`, "sh", //nolint:gosec,noctx // Stop ends it
-		"java", "-Xmx512m", "-cp", s.jars, "kafka.Kafka", s.settings)
 	var err error
-	if s.signal, err = s.process.StdinPipe(); err != nil {
-		tb.Fatal(err)
-	}
-	if err := s.process.Start(); err != nil {
+	s.process, err = leash.Start(exec.Command, "TERM", os.DevNull, "java", "-Xmx512m", "-cp", s.jars, "kafka.Kafka", s.settings)
+	if err != nil {
 		tb.Fatal(err)
 	}
 	for until := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
@@ -126,9 +122,8 @@ func (s *Server) Stop(tb testing.TB, signal string) {
 	if s.process == nil {
 		return
 	}
-	if _, err := fmt.Fprintln(s.signal, signal); err != nil {
+	if err := s.process.Stop(signal); err != nil {
 		tb.Error(err)
 	}
-	_ = s.process.Wait() // how a server ends is no matter, and it closes the pipe
 	s.process = nil
 }

@@ -1,3 +1,5 @@
+//go:build linux
+
 package torture_test
 
 import (
@@ -6,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -13,10 +16,12 @@ import (
 	"github.com/IBM/sarama"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
 
 	"github.com/watermill-outbox/outbox/internal/freeport"
 	"github.com/watermill-outbox/outbox/internal/pgtest"
+	"github.com/watermill-outbox/outbox/migrations"
 	"github.com/watermill-outbox/outbox/store/pgxstore"
 	"github.com/watermill-outbox/outbox/test/history"
 	"github.com/watermill-outbox/outbox/test/kafkatest"
@@ -44,6 +49,7 @@ type conductor struct {
 	kafka            *kafkatest.Server
 	processes        []*process
 	guest            *process // a relay that comes and goes
+	started          bool     // all has been prepared, and nothing may end by itself any more but what cannot start
 	faults           []fault
 }
 
@@ -83,8 +89,8 @@ func newConductor(t *testing.T, folder string) *conductor {
 			upstream = c.pooler.address
 		}
 		p := &process{role: place.role, name: place.name, pooled: place.pooled, arguments: []string{
-			"-role", place.role, "-database", databaseURL(c.network.link(place.name+toDatabase, upstream), place.name, place.pooled),
-			"-ttl", ttl.String(), "-rate", fmt.Sprint(*rate / 2),
+			"-role", place.role, "-database", databaseURL(users[place.role], c.network.link(place.name+toDatabase, upstream), place.name, place.pooled),
+			"-ttl", ttl.String(), "-rate", fmt.Sprint(*rate / 2), "-concurrency", fmt.Sprint(concurrency),
 		}}
 		if place.role != "producer" {
 			l := kafkatest.Listener{Listen: freeport.Address(t)}
@@ -103,8 +109,11 @@ func newConductor(t *testing.T, folder string) *conductor {
 	return c
 }
 
-func databaseURL(host, name string, pooled bool) string {
-	url := "postgres://postgres@" + host + "/postgres?connect_timeout=3&pool_max_conns=20&application_name=" + name
+// users are the logins of the roles. Each has the privileges that docs/operations.md lists for it, and no more.
+var users = map[string]string{"producer": "publishing", "relay": "relaying", "consumer": "handling"}
+
+func databaseURL(user, host, name string, pooled bool) string {
+	url := "postgres://" + user + "@" + host + "/postgres?connect_timeout=3&pool_max_conns=20&application_name=" + name
 	if pooled {
 		url += "&default_query_exec_mode=exec"
 	}
@@ -117,7 +126,23 @@ func (c *conductor) prepareDatabase() {
 		CREATE TABLE aggregates (id bigint PRIMARY KEY, version bigint NOT NULL DEFAULT 0) WITH (fillfactor = 10);
 		INSERT INTO aggregates (id) SELECT generate_series(0, %d);
 		CREATE TABLE sent (id text NOT NULL, key text NOT NULL, number bigint NOT NULL, topic text NOT NULL);
-		CREATE TABLE effects (input text NOT NULL, output text NOT NULL)`, aggregates-1))
+		CREATE TABLE effects (input text NOT NULL, output text NOT NULL);
+		CREATE ROLE publishing LOGIN; CREATE ROLE relaying LOGIN; CREATE ROLE handling LOGIN;
+		GRANT publishing TO handling; -- which publishes what handlers return
+		GRANT SELECT, UPDATE ON aggregates TO publishing;
+		GRANT INSERT ON sent TO publishing;
+		GRANT INSERT ON effects TO handling`, aggregates-1))
+}
+
+// grant runs what docs/operations.md says about privileges.
+func (c *conductor) grant() {
+	page, err := os.ReadFile("../../docs/operations.md")
+	require.NoError(c.t, err)
+	_, section, _ := strings.Cut(string(page), "\n## Privileges\n")
+	_, section, _ = strings.Cut(section, "```sql\n")
+	statements, _, found := strings.Cut(section, "```")
+	require.True(c.t, found, "the page has no statements")
+	c.primary.Exec(c.t, statements)
 }
 
 // replicate starts a standby, which each commit waits for from then on.
@@ -172,11 +197,26 @@ func (c *conductor) start() {
 		c.run(p)
 	}
 	c.migrate()
-	c.sleep(time.Second)
+	c.grant()
+	c.sleep(5 * time.Second)
+	c.started = true
 }
 
-// migrate runs the migrations twice at once, as two instances of a deployment would.
+// migrate runs the migrations twice at once, as two instances of a deployment would. Then the tables of another outbox
+// beside it come and go.
 func (c *conductor) migrate() {
+	c.migrateTwice()
+	pool, err := pgxpool.New(c.t.Context(), c.primary.URL())
+	require.NoError(c.t, err)
+	defer pool.Close()
+	db := stdlib.OpenDBFromPool(pool)
+	defer db.Close() //nolint:errcheck // everything was committed
+	const other = "other_"
+	require.NoError(c.t, migrations.Up(c.t.Context(), db, "pgx", migrations.WithPrefix(other)))
+	require.NoError(c.t, migrations.Down(c.t.Context(), db, "pgx", migrations.WithPrefix(other)))
+}
+
+func (c *conductor) migrateTwice() {
 	results := make(chan error, 2)
 	for range cap(results) {
 		go func() {
@@ -204,6 +244,9 @@ func (c *conductor) sleep(d time.Duration) {
 			select {
 			case err := <-p.ended:
 				c.t.Logf("%s has ended: %v", p.incarnation(), err)
+				if c.started {
+					_ = p.checkEnd(c.t, err) // it could not start
+				}
 				c.run(p)
 			default:
 			}
@@ -241,15 +284,8 @@ func (c *conductor) stop(role string) {
 	for _, p := range c.processes {
 		if p.role == role {
 			p.signal(syscall.SIGTERM)
-			select {
-			case err := <-p.ended:
-				if err != nil {
-					c.t.Errorf("%s: %v", p.incarnation(), err)
-				}
-			case <-time.After(patience):
-				c.t.Errorf("%s does not stop", p.incarnation())
-				p.signal(syscall.SIGQUIT) // its log gets all stacks
-				<-p.ended
+			if err := p.wait(c.t); err != nil {
+				c.t.Errorf("%s: %v", p.incarnation(), err)
 			}
 		}
 	}
@@ -268,10 +304,10 @@ func (c *conductor) collect() *history.History {
 	conn, err := pgx.Connect(ctx, c.primary.URL())
 	require.NoError(c.t, err)
 	defer conn.Close(ctx) //nolint:errcheck // it was only asked
-	rows, err := conn.Query(ctx, "SELECT id, key, number FROM sent")
+	rows, err := conn.Query(ctx, "SELECT id, key, number, topic FROM sent")
 	require.NoError(c.t, err)
 	var m history.Message
-	_, err = pgx.ForEachRow(rows, []any{&m.ID, &m.Key, &m.Number}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&m.ID, &m.Key, &m.Number, &m.Topic}, func() error {
 		h.Sent[m.ID] = m
 		return nil
 	})
@@ -292,13 +328,13 @@ func (c *conductor) collect() *history.History {
 		return nil
 	})
 	require.NoError(c.t, err)
-	require.NoError(c.t, conn.QueryRow(ctx, "SELECT count(*) FROM outbox_messages").Scan(&h.Left))
-	h.Landings = c.landed()
+	require.NoError(c.t, conn.QueryRow(ctx, "SELECT (SELECT count(*) FROM outbox_messages) + (SELECT count(*) FROM outbox_archive)").Scan(&h.Left))
+	h.Landings = c.landed(h.Sent)
 	return h
 }
 
 // landed reads all topics.
-func (c *conductor) landed() (all []history.Landing) {
+func (c *conductor) landed(sent map[string]history.Message) (all []history.Landing) {
 	client, err := sarama.NewClient([]string{c.kafka.Address}, sarama.NewConfig())
 	require.NoError(c.t, err)
 	defer client.Close() //nolint:errcheck // it was only asked
@@ -313,12 +349,13 @@ func (c *conductor) landed() (all []history.Landing) {
 			}
 			of, err := consumer.ConsumePartition(topic, partition, 0)
 			require.NoError(c.t, err)
-			for m := range of.Messages() {
-				all = append(all, history.Landing{
-					ID: uuidOf(m), Topic: topic, Partition: partition, Offset: m.Offset, Time: m.Timestamp.UnixMilli(),
-				})
-				if m.Offset >= end-1 {
-					break
+			for next := int64(0); next < end; {
+				select {
+				case m := <-of.Messages():
+					next = m.Offset + 1
+					all = append(all, landing(m, sent))
+				case <-time.After(patience):
+					c.t.Fatalf("partition %d of %s cannot be read from offset %d of %d on", partition, topic, next, end)
 				}
 			}
 			require.NoError(c.t, of.Close())
@@ -327,13 +364,21 @@ func (c *conductor) landed() (all []history.Landing) {
 	return all
 }
 
-func uuidOf(m *sarama.ConsumerMessage) string {
+func landing(m *sarama.ConsumerMessage, sent map[string]history.Message) history.Landing {
+	id, key := "", string(m.Key)
 	for _, h := range m.Headers {
 		if string(h.Key) == "_watermill_message_uuid" {
-			return string(h.Value)
+			id = string(h.Value)
 		}
 	}
-	return ""
+	if key == id {
+		key = "" // which is what outbox.PartitionKey makes of none
+	}
+	l := history.Landing{ID: id, Topic: m.Topic, Partition: m.Partition, Offset: m.Offset, Time: m.Timestamp.UnixMilli()}
+	if of, ok := sent[id]; ok {
+		l.Altered = of.Difference(m.Topic, key, m.Value)
+	}
+	return l
 }
 
 // disk is a file system of a server's own, which can be filled. Where this user may not make one, it has no folder.

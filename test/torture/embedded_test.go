@@ -1,3 +1,5 @@
+//go:build linux
+
 package torture_test
 
 import (
@@ -7,10 +9,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
 	"github.com/watermill-outbox/outbox/store/sqlite"
@@ -55,8 +59,8 @@ func newEmbedded(t *testing.T, folder string) *embedded {
 		CREATE TABLE sent (id text NOT NULL, key text NOT NULL, number integer NOT NULL, topic text NOT NULL);
 		CREATE TABLE effects (input text NOT NULL, output text NOT NULL)`)
 	require.NoError(t, err)
-	e.main = &process{name: "main", arguments: []string{"-ttl", ttl.String()}}
-	e.more = &process{name: "second", arguments: []string{"-ttl", ttl.String()}}
+	e.main = &process{name: "main", arguments: []string{"-ttl", ttl.String(), "-concurrency", strconv.Itoa(concurrency)}}
+	e.more = &process{name: "second", arguments: []string{"-ttl", ttl.String(), "-concurrency", strconv.Itoa(concurrency)}}
 	e.run(e.main)
 	return e
 }
@@ -70,12 +74,12 @@ var embeddedKinds = []struct {
 }{
 	{"SIGKILL", func(e *embedded) {
 		e.main.signal(syscall.SIGKILL)
-		<-e.main.ended
+		_ = e.main.wait(e.t) // it was killed
 		e.run(e.main)
 	}},
 	{"SIGTERM", func(e *embedded) {
 		e.main.signal(syscall.SIGTERM)
-		require.NoError(e.t, <-e.main.ended)
+		require.NoError(e.t, e.main.wait(e.t))
 		e.run(e.main)
 	}},
 	{"SIGSTOP past the lease, beside a second process", func(e *embedded) {
@@ -86,23 +90,23 @@ var embeddedKinds = []struct {
 		e.wait(ttl)
 		e.main.signal(syscall.SIGCONT)
 		e.more.signal(syscall.SIGTERM)
-		require.NoError(e.t, <-e.more.ended)
+		require.NoError(e.t, e.more.wait(e.t))
 	}},
 	{"a second process comes and is killed", func(e *embedded) {
 		e.run(e.more)
 		e.wait(ttl)
 		e.more.signal(syscall.SIGKILL)
-		<-e.more.ended
+		_ = e.more.wait(e.t) // it was killed
 	}},
 	{"SIGKILL, beside a second process", func(e *embedded) {
 		e.run(e.more)
 		e.wait(ttl)
 		e.main.signal(syscall.SIGKILL)
-		<-e.main.ended
+		_ = e.main.wait(e.t) // it was killed
 		e.wait(2 * ttl)
 		e.run(e.main)
 		e.more.signal(syscall.SIGTERM)
-		require.NoError(e.t, <-e.more.ended)
+		require.NoError(e.t, e.more.wait(e.t))
 	}},
 	{"the file locked", func(e *embedded) {
 		tx, err := e.db.BeginTx(e.t.Context(), nil) // it is a writer from its beginning
@@ -124,15 +128,15 @@ func (e *embedded) harm(d time.Duration) {
 		now := history.Now()
 		k.do(e)
 		e.t.Logf("%s, %.1f s", k.name, float64(history.Now()-now)/1e9)
-		e.faults = append(e.faults, fault{kind: k.name, begun: now, ready: history.Now()})
-		e.wait(2 * time.Second)
+		e.faults = append(e.faults, fault{Kind: k.name, Begun: now, Ready: history.Now()})
+		e.wait(time.Second)
 	}
 }
 
 // settle ends the process, starts one that produces nothing, and waits until everything is published and handled.
 func (e *embedded) settle() {
 	e.main.signal(syscall.SIGTERM)
-	require.NoError(e.t, <-e.main.ended)
+	require.NoError(e.t, e.main.wait(e.t))
 	e.main.arguments = append(e.main.arguments, "-quiet")
 	e.run(e.main)
 	require.Eventually(e.t, func() bool {
@@ -142,7 +146,7 @@ func (e *embedded) settle() {
 		return err == nil && waiting == 0
 	}, patience, 100*time.Millisecond, "not everything is published and handled")
 	e.main.signal(syscall.SIGTERM)
-	require.NoError(e.t, <-e.main.ended)
+	require.NoError(e.t, e.main.wait(e.t))
 }
 
 func (e *embedded) collect() *history.History {
@@ -152,12 +156,12 @@ func (e *embedded) collect() *history.History {
 	var err error
 	h.Events, err = history.Read(e.folder)
 	require.NoError(e.t, err)
-	rows, err := e.db.QueryContext(e.t.Context(), "SELECT id, key, number FROM sent")
+	rows, err := e.db.QueryContext(e.t.Context(), "SELECT id, key, number, topic FROM sent")
 	require.NoError(e.t, err)
 	defer rows.Close() //nolint:errcheck // all were read
 	for rows.Next() {
 		var m history.Message
-		require.NoError(e.t, rows.Scan(&m.ID, &m.Key, &m.Number))
+		require.NoError(e.t, rows.Scan(&m.ID, &m.Key, &m.Number, &m.Topic))
 		h.Sent[m.ID], h.Slots[m.Key] = m, 0
 	}
 	require.NoError(e.t, rows.Err())
@@ -170,21 +174,32 @@ func (e *embedded) collect() *history.History {
 		h.Effects = append(h.Effects, of)
 	}
 	require.NoError(e.t, effects.Err())
-	require.NoError(e.t, e.db.QueryRowContext(e.t.Context(), "SELECT count(*) FROM outbox_messages").Scan(&h.Left))
-	h.Landings = e.landed()
+	require.NoError(e.t, e.db.QueryRowContext(e.t.Context(), "SELECT (SELECT count(*) FROM outbox_messages) + (SELECT count(*) FROM outbox_archive)").Scan(&h.Left))
+	h.Landings = e.landed(h.Sent)
 	return h
 }
 
 // landed reads the broker's file.
-func (e *embedded) landed() (all []history.Landing) {
+func (e *embedded) landed(sent map[string]history.Message) (all []history.Landing) {
 	f, err := os.Open(filepath.Join(e.folder, "broker"))
 	require.NoError(e.t, err)
 	defer f.Close() //nolint:errcheck // it was only read
 	lines := bufio.NewScanner(f)
 	for n := int64(0); lines.Scan(); n++ {
-		var line struct{ Topic, ID string }
+		var line struct {
+			Topic, ID string
+			Metadata  message.Metadata
+			Payload   []byte
+		}
 		require.NoError(e.t, json.Unmarshal(lines.Bytes(), &line))
-		all = append(all, history.Landing{ID: line.ID, Topic: line.Topic, Offset: n, Time: n})
+		msg := message.NewMessage(line.ID, line.Payload)
+		msg.Metadata = line.Metadata
+		all = append(all, history.Landing{
+			ID: line.ID, Topic: line.Topic, Offset: n, Time: n,
+		})
+		if of, ok := sent[line.ID]; ok {
+			all[n].Altered = of.Difference(line.Topic, history.KeyOf(line.Topic, msg), line.Payload)
+		}
 	}
 	require.NoError(e.t, lines.Err())
 	return all

@@ -1,3 +1,5 @@
+//go:build linux
+
 package torture_test
 
 import (
@@ -11,15 +13,15 @@ import (
 
 // fault is one that was done.
 type fault struct {
-	kind   string
-	victim string // the process, for a fault to one
-	begun  int64  // by history.Now
-	// ready is from when it is counted how long recovering takes: when what was away accepts connections again, or when it
+	Kind   string
+	Victim string // the process, for a fault to one, or the way to a server
+	Begun  int64  // by history.Now
+	// Ready is from when it is counted how long recovering takes: when what was away accepts connections again, or when it
 	// has begun, where others have to take over.
-	ready int64
+	Ready int64
 }
 
-// kind of a fault. Each does it and undoes it, and returns when recovering begins, or zero for the beginning of the fault.
+// kind of a fault. Each does it and undoes it.
 type kind struct {
 	name   string
 	weight int
@@ -31,7 +33,7 @@ var kinds = []kind{
 	{"SIGKILL of a producer", 3, func(c *conductor, f *fault) { c.kill(f, "producer") }},
 	{"SIGKILL of a consumer", 4, func(c *conductor, f *fault) { c.kill(f, "consumer") }},
 	{"SIGSTOP of a relay past its lease", 6, (*conductor).freeze},
-	{"SIGTERM of a relay", 8, (*conductor).terminate},
+	{"SIGTERM of a relay", 8, (*conductor).dismiss},
 	{"an instance comes and goes", 4, (*conductor).visit},
 	{"a relay's clock jumps", 4, (*conductor).jump},
 	{"pg_terminate_backend", 8, (*conductor).terminateBackends},
@@ -49,12 +51,12 @@ var kinds = []kind{
 	{"a connection narrow", 5, func(c *conductor, f *fault) {
 		c.disturb(f, "bandwidth", fmt.Sprintf(`{"rate": %d}`, 5+c.random.IntN(100)))
 	}},
-	{"a connection that closes slowly", 3, func(c *conductor, f *fault) { c.disturb(f, "slow_close", `{"delay": 1000}`) }},
+	{"a connection that closes slowly", 3, (*conductor).closeSlowly},
 	{"a connection half-open", 8, func(c *conductor, f *fault) { c.disturb(f, "timeout", `{"timeout": 0}`) }},
 	{"migrations run", 2, func(c *conductor, _ *fault) { c.migrate() }},
 }
 
-// harm does one fault after another.
+// harm does one fault after another. Where it is bounded how long recovering takes, the next one waits for as long.
 func (c *conductor) harm(d time.Duration) {
 	all := 0
 	for _, k := range kinds {
@@ -70,13 +72,14 @@ func (c *conductor) harm(d time.Duration) {
 				break
 			}
 			now := history.Now()
-			f := fault{kind: k.name, begun: now, ready: now}
+			f := fault{Kind: k.name, Begun: now, Ready: now}
 			k.do(c, &f)
-			c.t.Logf("%s %s, %.1f s", f.kind, f.victim, float64(history.Now()-f.begun)/1e9)
+			c.t.Logf("%s %s, %.1f s", f.Kind, f.Victim, float64(history.Now()-f.Begun)/1e9)
 			c.faults = append(c.faults, f)
+			c.sleep(bounds[f.Kind] - time.Duration(history.Now()-f.Ready))
 			break
 		}
-		c.sleep(c.upTo(2 * time.Second))
+		c.sleep(c.upTo(time.Second))
 	}
 }
 
@@ -94,7 +97,7 @@ func (c *conductor) draw(f *fault, role string) *process {
 		}
 	}
 	p := of[c.random.IntN(len(of))]
-	f.victim = p.incarnation()
+	f.Victim = p.incarnation()
 	return p
 }
 
@@ -102,7 +105,7 @@ func (c *conductor) draw(f *fault, role string) *process {
 func (c *conductor) kill(f *fault, role string) {
 	p := c.draw(f, role)
 	p.signal(syscall.SIGKILL)
-	<-p.ended
+	_ = p.wait(c.t) // it was killed
 	if c.random.IntN(2) == 0 {
 		time.Sleep(c.upTo(2 * ttl))
 	}
@@ -116,14 +119,14 @@ func (c *conductor) freeze(f *fault) {
 	p.signal(syscall.SIGCONT)
 }
 
-func (c *conductor) terminate(f *fault) {
+func (c *conductor) dismiss(f *fault) {
 	p := c.draw(f, "relay")
 	p.signal(syscall.SIGTERM)
-	if err := <-p.ended; err != nil {
+	if err := p.wait(c.t); err != nil {
 		c.t.Logf("%s, told to end: %v", p.incarnation(), err)
 	}
-	f.ready = history.Now() // it has waited for what was in flight, to a slow broker or database
-	c.t.Logf("%s has ended after %v", p.incarnation(), time.Duration(f.ready-f.begun))
+	f.Ready = history.Now() // it has waited for what was in flight, to a slow broker or database
+	c.t.Logf("%s has ended after %v", p.incarnation(), time.Duration(f.Ready-f.Begun))
 	if c.random.IntN(2) == 0 {
 		time.Sleep(c.upTo(2 * ttl))
 	}
@@ -133,12 +136,12 @@ func (c *conductor) terminate(f *fault) {
 // visit has slots given to a further instance, and taken back.
 func (c *conductor) visit(f *fault) {
 	c.run(c.guest)
-	f.victim = c.guest.incarnation()
+	f.Victim = c.guest.incarnation()
 	c.sleep(c.upTo(2 * ttl))
-	f.begun = history.Now()
-	f.ready = f.begun
+	f.Begun = history.Now()
+	f.Ready = f.Begun
 	c.guest.signal([]syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}[c.random.IntN(2)])
-	<-c.guest.ended
+	_ = c.guest.wait(c.t) // it may have been killed
 }
 
 func (c *conductor) jump(f *fault) { c.draw(f, "relay").signal(syscall.SIGUSR1) }
@@ -146,16 +149,20 @@ func (c *conductor) jump(f *fault) { c.draw(f, "relay").signal(syscall.SIGUSR1) 
 // terminateBackends ends half of the sessions of a process, or all.
 func (c *conductor) terminateBackends(f *fault) {
 	p := c.processes[c.random.IntN(len(c.processes))]
-	f.victim = p.incarnation()
+	f.Victim = p.incarnation()
+	c.terminate(p, c.random.IntN(2) == 0)
+}
+
+func (c *conductor) terminate(p *process, all bool) {
 	c.primary.Exec(c.t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1 AND (pid % 2 = 0 OR $2)`,
-		p.name, c.random.IntN(2) == 0)
+		p.name, all)
 }
 
 func (c *conductor) restart(f *fault, mode pgtest.StopMode) {
 	c.primary.Stop(c.t, mode)
 	time.Sleep(c.upTo(time.Second))
 	c.primary.Start(c.t)
-	f.ready = history.Now()
+	f.Ready = history.Now()
 }
 
 // promote ends the primary and has the standby take its place; then another standby is made.
@@ -172,7 +179,7 @@ func (c *conductor) promote(f *fault) {
 			c.network.redirect(p.name+toDatabase, c.primary.Host())
 		}
 	}
-	f.ready = history.Now()
+	f.Ready = history.Now()
 	c.replicate()
 }
 
@@ -184,32 +191,49 @@ func (c *conductor) fillDisk(f *fault) {
 		c.primary.Stop(c.t, pgtest.Crash)
 		c.primary.Start(c.t)
 	}
-	f.ready = history.Now()
+	f.Ready = history.Now()
 }
 
 func (c *conductor) restartPooler(f *fault) {
 	c.pooler.stop(c.t, []string{"TERM", "INT", "KILL"}[c.random.IntN(3)])
 	time.Sleep(c.upTo(time.Second))
 	c.pooler.start(c.t)
-	f.ready = history.Now()
+	f.Ready = history.Now()
 }
 
 func (c *conductor) restartKafka(f *fault, signal string) {
 	c.kafka.Stop(c.t, signal)
 	time.Sleep(c.upTo(time.Second))
 	c.kafka.Start(c.t)
-	f.ready = history.Now()
+	f.Ready = history.Now()
 }
 
-// disturb does something to the way of a process to a server for a while: it cuts it, or adds a toxic.
+// closeSlowly has the database end the sessions of a process whose way takes a second to tell.
+func (c *conductor) closeSlowly(f *fault) {
+	p := c.processes[c.random.IntN(len(c.processes))]
+	f.Victim = p.incarnation()
+	way := p.name + toDatabase
+	c.network.poison(way, "slow_close", `{"delay": 1000}`)
+	time.Sleep(c.upTo(ttl))
+	c.terminate(p, true)
+	time.Sleep(c.upTo(ttl))
+	c.network.heal(way)
+}
+
+// disturb does something to a way to a server for a while: it cuts it, or adds a toxic.
 func (c *conductor) disturb(f *fault, toxic string, attributes ...string) {
 	p := c.processes[c.random.IntN(len(c.processes))]
-	way := p.name + toDatabase
-	if p.role != "producer" && c.random.IntN(2) == 0 {
-		way = p.name + toKafka
+	name, to := p.incarnation(), toDatabase
+	way := p.name + to
+	switch {
+	case p.pooled && c.random.IntN(3) == 0:
+		name, way = "pooler", poolerWay
+	case p.role != "producer" && c.random.IntN(2) == 0:
+		to = toKafka
+		way = p.name + to
 	}
-	f.victim = p.incarnation() + " " + way[len(p.name):]
-	longest := 3 * ttl
+	f.Victim = name + to
+	longest := 2 * ttl
 	if toxic == "" {
 		c.network.cut(way)
 		time.Sleep(c.upTo(longest))

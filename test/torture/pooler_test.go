@@ -1,11 +1,11 @@
+//go:build linux
+
 package torture_test
 
 import (
 	"fmt"
-	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -13,14 +13,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/watermill-outbox/outbox/internal/freeport"
+	"github.com/watermill-outbox/outbox/internal/leash"
 	"github.com/watermill-outbox/outbox/internal/pgtest"
 )
 
 // pooler is a PgBouncer in transaction mode, before whatever answers at an address.
 type pooler struct {
 	address, settings string
-	process           *exec.Cmd
-	signal            io.WriteCloser
+	process           *leash.Process // nil while it is stopped
 }
 
 func startPooler(t *testing.T, upstream string) *pooler {
@@ -35,7 +35,7 @@ func startPooler(t *testing.T, upstream string) *pooler {
 	host, upstreamPort, err := net.SplitHostPort(upstream)
 	require.NoError(t, err)
 	users := filepath.Join(folder, "users")
-	require.NoError(t, os.WriteFile(users, []byte(`"postgres" ""`), 0o644)) //nolint:gosec // he reads it
+	require.NoError(t, os.WriteFile(users, []byte("\"publishing\" \"\"\n\"relaying\" \"\"\n\"handling\" \"\"\n"), 0o644)) //nolint:gosec // he reads it
 	require.NoError(t, os.WriteFile(p.settings, fmt.Appendf(nil, `
 [databases]
 postgres = host=%s port=%s
@@ -59,12 +59,9 @@ server_connect_timeout = 3
 
 func (p *pooler) start(t *testing.T) {
 	t.Helper()
-	p.process = pgtest.AsPostgres("sh", "-c", `"$@" >/dev/null 2>&1 & read -r signal; kill -s "${signal:-KILL}" $!; wait $!`, "sh", // its end is a signal, too
-		"pgbouncer", "-q", p.settings)
 	var err error
-	p.signal, err = p.process.StdinPipe()
+	p.process, err = leash.Start(pgtest.AsPostgres, "KILL", os.DevNull, "pgbouncer", "-q", p.settings)
 	require.NoError(t, err)
-	require.NoError(t, p.process.Start())
 	require.Eventually(t, func() bool {
 		conn, err := net.DialTimeout("tcp", p.address, time.Second)
 		if err == nil {
@@ -79,8 +76,6 @@ func (p *pooler) stop(t *testing.T, signal string) {
 	if p.process == nil {
 		return
 	}
-	_, err := fmt.Fprintln(p.signal, signal)
-	require.NoError(t, err)
-	_ = p.process.Wait() // how it ends is no matter
+	require.NoError(t, p.process.Stop(signal))
 	p.process = nil
 }

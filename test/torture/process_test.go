@@ -1,8 +1,11 @@
+//go:build linux
+
 package torture_test
 
 import (
 	"encoding/json"
-	"fmt"
+	"errors"
+	"hash/fnv"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -80,7 +84,7 @@ func (p *process) run(t *testing.T, program, folder string, seed uint64) {
 	require.NoError(t, err)
 	defer log.Close() //nolint:errcheck // the process has it
 	p.running = exec.Command(program, append([]string{
-		"-name", p.incarnation(), "-records", folder, "-seed", strconv.FormatUint(seed+uint64(p.begun)<<32, 10), //nolint:gosec // it is small and positive
+		"-name", p.incarnation(), "-records", folder, "-seed", strconv.FormatUint(seed^hash(p.incarnation()), 10),
 	}, p.arguments...)...)
 	p.running.Stdout, p.running.Stderr = log, log
 	p.running.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // it must not outlive the test
@@ -95,6 +99,34 @@ func (p *process) signal(s syscall.Signal) {
 	_ = p.running.Process.Signal(s) // it may have ended
 }
 
-func (p *process) String() string {
-	return fmt.Sprintf("%s (%d)", p.incarnation(), p.running.Process.Pid)
+// wait waits for the end of a process that was told to end, or was killed.
+func (p *process) wait(t *testing.T) error {
+	t.Helper()
+	select {
+	case err := <-p.ended:
+		return p.checkEnd(t, err)
+	case <-time.After(patience):
+		t.Errorf("%s does not end", p.incarnation())
+		p.signal(syscall.SIGQUIT) // its log gets all stacks
+		return <-p.ended
+	}
+}
+
+// gaveUp is the status of a process that has panicked, by Go, or whose Forwarder has ended though nobody has told it to.
+const gaveUp = 2
+
+// checkEnd checks that a process has ended as one may that was killed, that could not start or that somebody told to end.
+func (p *process) checkEnd(t *testing.T, err error) error {
+	t.Helper()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == gaveUp {
+		t.Errorf("%s has panicked or given up: see its log", p.incarnation())
+	}
+	return err
+}
+
+func hash(text string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(text)) // it cannot fail
+	return h.Sum64()
 }

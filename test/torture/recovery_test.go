@@ -1,8 +1,11 @@
+//go:build linux
+
 package torture_test
 
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -10,41 +13,33 @@ import (
 	"github.com/watermill-outbox/outbox/test/history"
 )
 
-// recovery is how long a message had to wait, from a fault on, until something was published again: anything, or something of
-// each slot that the victim had, by somebody else.
-type recovery struct {
-	fault
-
-	took time.Duration
-	// disturbed is one that ended after the next fault had begun, which may be why it took as long.
-	disturbed bool
-}
-
-// bound of recovering.
-type bound struct {
-	kind    string
-	longest time.Duration
-}
-
-// bounds are those that are promised. Others are told without one.
-var bounds = []bound{
-	{"SIGKILL of a relay", ttl + time.Second},
-	{"SIGSTOP of a relay past its lease", ttl + time.Second},
-	{"an instance comes and goes", ttl + time.Second},
-	{"SIGTERM of a relay", 500 * time.Millisecond},
-	{"PostgreSQL restarted, fast", 2 * time.Second},
-	{"PostgreSQL restarted, immediate", 2 * time.Second},
-	{"PgBouncer restarted", 2 * time.Second},
-	{"the database's disk full", 2 * time.Second},
-	{"Kafka stopped and started", 2 * time.Second},
-	{"Kafka killed and started", 2 * time.Second},
+// bounds are how long recovering from a fault may take. Those of other kinds are told without one.
+var bounds = map[string]time.Duration{
+	"SIGKILL of a relay":                ttl + time.Second,
+	"SIGSTOP of a relay past its lease": ttl + time.Second,
+	"an instance comes and goes":        ttl + time.Second,
+	"SIGTERM of a relay":                500 * time.Millisecond,
+	"PostgreSQL restarted, fast":        2 * time.Second,
+	"PostgreSQL restarted, immediate":   2 * time.Second,
+	"PgBouncer restarted":               2 * time.Second,
+	"the database's disk full":          2 * time.Second,
+	"Kafka stopped and started":         2 * time.Second,
+	"Kafka killed and started":          2 * time.Second,
 	// Another history is taken for one in which leases may have gone back, and nobody takes any for as long as they last.
-	{"a standby promoted", ttl + 2*time.Second},
+	"a standby promoted": ttl + 2*time.Second,
 }
 
 // takenOver are the kinds after which others have to go on with the victim's slots.
 var takenOver = []string{
 	"SIGKILL of a relay", "SIGSTOP of a relay past its lease", "an instance comes and goes", "SIGTERM of a relay",
+}
+
+// recovery is how long a message had to wait, from a fault on, until something was published again: anything; or, where the
+// victim is a relay, something of each slot that it had, by others if these have to take over.
+type recovery struct {
+	fault
+
+	took time.Duration
 }
 
 // ack is a message that has got to Kafka.
@@ -56,19 +51,27 @@ type ack struct {
 
 // recoveries finds out how long each fault took.
 func recoveries(h *history.History, faults []fault) []recovery {
-	slices.SortStableFunc(h.Events, func(a, b history.Event) int { return cmp.Compare(a.At, b.At) })
 	all, bySlot := acks(h)
 	results := make([]recovery, 0, len(faults))
-	for i, f := range faults {
-		var took int64
-		if slices.Contains(takenOver, f.kind) {
-			for slot := range held(h, f.victim, f.begun) {
-				took = max(took, untilNext(bySlot[slot], f.ready, f.victim))
+	for _, f := range faults {
+		victim, _, _ := strings.Cut(f.Victim, "/")
+		slots := held(h, victim, f.Begun)
+		r := recovery{fault: f}
+		switch {
+		case slices.Contains(takenOver, f.Kind):
+			for slot := range slots {
+				r.took = max(r.took, untilNext(bySlot[slot], f.Ready, victim))
 			}
-		} else {
-			took = untilNext(all, f.ready, "")
+		case len(slots) > 0:
+			for slot := range slots {
+				r.took = max(r.took, untilNext(bySlot[slot], f.Ready, ""))
+			}
+		case f.Victim == "":
+			r.took = untilNext(all, f.Ready, "")
+		default: // a producer or a consumer, without whom the others go on
+			r.took = -1
 		}
-		results = append(results, recovery{f, time.Duration(took), i+1 < len(faults) && f.ready+took > faults[i+1].begun})
+		results = append(results, r)
 	}
 	return results
 }
@@ -84,7 +87,7 @@ func acks(h *history.History) (all []ack, bySlot map[int][]ack) {
 			}
 		case history.Committed:
 			commits[e.Tx] = e.At
-		case history.RolledBack, history.Attempt, history.Acked, history.Gained, history.Dropped:
+		case history.Committing, history.RolledBack, history.Attempt, history.Acked, history.Gained, history.Dropped:
 		}
 	}
 	bySlot = map[int][]ack{}
@@ -122,7 +125,7 @@ func held(h *history.History, process string, at int64) map[int]struct{} {
 			for _, slot := range e.Slots {
 				delete(slots, slot)
 			}
-		case history.Publishing, history.Committed, history.RolledBack, history.Attempt, history.Acked:
+		case history.Publishing, history.Committing, history.Committed, history.RolledBack, history.Attempt, history.Acked:
 		}
 	}
 	return slots
@@ -130,52 +133,37 @@ func held(h *history.History, process string, at int64) map[int]struct{} {
 
 // untilNext returns how long, after a time, the next message had to wait that another process than one has published: since
 // then, or since it was committed.
-func untilNext(acks []ack, after int64, but string) int64 {
+func untilNext(acks []ack, after int64, but string) time.Duration {
 	from, _ := slices.BinarySearchFunc(acks, after, func(a ack, at int64) int { return cmp.Compare(a.at, at) })
 	for _, a := range acks[from:] {
 		if a.process != but && a.committed != 0 {
-			return max(a.at-max(after, a.committed), 0)
+			return time.Duration(max(a.at-max(after, a.committed), 0))
 		}
 	}
-	return 0 // there was none
+	return 0 // none has come, or it would be lost
 }
 
 // table shows the recoveries by kind.
 func table(all []recovery) string {
+	byKind := map[string][]time.Duration{}
+	for _, r := range all {
+		byKind[r.Kind] = append(byKind[r.Kind], r.took)
+	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%-36s %6s %9s %9s %9s %6s %10s\n", "fault", "times", "median", "longest", "at most", "above", "disturbed")
-	for _, kind := range slices.Compact(slices.Sorted(func(yield func(string) bool) {
-		for _, r := range all {
-			if !yield(r.kind) {
-				return
-			}
-		}
-	})) {
-		var took []time.Duration
-		disturbed := 0
-		for _, r := range all {
-			switch {
-			case r.kind != kind:
-			case r.disturbed:
-				disturbed++
-			default:
-				took = append(took, r.took)
-			}
-		}
-		if len(took)+disturbed == 0 {
-			continue
-		}
+	fmt.Fprintf(&b, "%-48s %6s %9s %9s %9s %6s\n", "fault", "times", "median", "longest", "at most", "above")
+	for _, kind := range slices.Sorted(maps.Keys(byKind)) {
+		took := byKind[kind]
+		fmt.Fprintf(&b, "%-48s %6d", kind, len(took))
 		slices.Sort(took)
-		median, longest, limit, above := "", "", "", ""
-		if len(took) > 0 {
-			median, longest = inMillis(took[len(took)/2]), inMillis(took[len(took)-1])
+		first, _ := slices.BinarySearch(took, 0) // before that are those that nobody had to recover from
+		if took = took[first:]; len(took) > 0 {
+			fmt.Fprintf(&b, " %9s %9s", inMillis(took[len(took)/2]), inMillis(took[len(took)-1]))
 		}
-		if i := slices.IndexFunc(bounds, func(of bound) bool { return of.kind == kind }); i >= 0 {
-			limit = inMillis(bounds[i].longest)
-			within, _ := slices.BinarySearch(took, bounds[i].longest+1)
-			above = fmt.Sprint(len(took) - within)
+		if longest, ok := bounds[kind]; ok && len(took) > 0 {
+			within, _ := slices.BinarySearch(took, longest+1)
+			fmt.Fprintf(&b, " %9s %6d", inMillis(longest), len(took)-within)
 		}
-		fmt.Fprintf(&b, "%-36s %6d %9s %9s %9s %6s %10d\n", kind, len(took)+disturbed, median, longest, limit, above, disturbed)
+		b.WriteByte('\n')
 	}
 	return b.String()
 }

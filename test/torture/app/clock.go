@@ -1,4 +1,4 @@
-//go:build !skewed
+//go:build linux && !skewed
 
 package main
 

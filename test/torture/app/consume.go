@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -87,7 +89,7 @@ func (c *consumer) bill(msg *message.Message) ([]*message.Message, error) {
 	if err := effect(msg.Context(), tx, msg.UUID, out); err != nil {
 		return nil, err
 	}
-	bill := message.NewMessage(out.ID, msg.Payload)
+	bill := message.NewMessage(out.ID, history.Payload(out.ID))
 	if out.Key != "" {
 		outbox.SetKey(bill, out.Key)
 	}

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Command app is one process of an application with an outbox on PostgreSQL and Kafka, which package torture runs several of
 // and does harm to: a producer, a relay or a consumer. It records what it does for package history.
 package main
@@ -31,13 +33,15 @@ const (
 
 // app is what all roles have.
 type app struct {
-	name     string
-	kafka    string
-	seed     uint64
-	rate     int
-	pool     *pgxpool.Pool
-	store    *pgxstore.Store
-	recorder *history.Recorder
+	name  string
+	kafka string
+	seed  uint64
+	rate  int
+	// concurrency is how many calls of Publish a relay makes at once.
+	concurrency int
+	pool        *pgxpool.Pool
+	store       *pgxstore.Store
+	recorder    *history.Recorder
 }
 
 var roles = map[string]func(a *app, ctx context.Context) error{
@@ -56,13 +60,17 @@ func main() {
 	flag.StringVar(&a.kafka, "kafka", "", "`host:port`")
 	flag.Uint64Var(&a.seed, "seed", 1, "for what is drawn")
 	flag.IntVar(&a.rate, "rate", 0, "messages a second")
+	flag.IntVar(&a.concurrency, "concurrency", 0, "calls of Publish at once")
 	flag.Parse()
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	if err := a.run(ctx, *role, *database, *records, *ttl); err != nil {
 		slog.Error("The process has ended", "process", a.name, "err", err)
-		os.Exit(1) //nolint:gocritic // nothing is left to stop
+		if errors.Is(err, errGaveUp) {
+			os.Exit(2) //nolint:gocritic // nothing is left to stop
+		}
+		os.Exit(1)
 	}
 }
 

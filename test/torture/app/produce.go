@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -25,8 +27,6 @@ const (
 	usualSize = 10
 	// transactTimeout is after how long a transaction is given up whose connection may be half-open.
 	transactTimeout = 10 * time.Second
-	// payloadSize is that of orders and invoices.
-	payloadSize = 200
 )
 
 // producer changes aggregates, and publishes what has changed.
@@ -66,7 +66,7 @@ func (p *producer) transact(ctx context.Context, random *rand.Rand) error {
 	topic, msgs, err := p.prepare(ctx, tx, name, random)
 	if err == nil {
 		p.recorder.Add(history.Event{Kind: history.Publishing, Tx: name, Messages: msgs})
-		err = p.store.Publisher(tx).Publish(topic, toPublish(msgs, random)...)
+		err = p.store.Publisher(tx).Publish(topic, toPublish(msgs)...)
 	}
 	hold(random)
 	if err != nil || random.IntN(20) == 0 {
@@ -74,6 +74,7 @@ func (p *producer) transact(ctx context.Context, random *rand.Rand) error {
 		p.recorder.Add(history.Event{Kind: history.RolledBack, Tx: name})
 		return err
 	}
+	p.recorder.Add(history.Event{Kind: history.Committing, Tx: name})
 	if err := tx.Commit(ctx); err != nil {
 		return err // whether it has committed, the table will tell
 	}
@@ -91,7 +92,8 @@ func hold(random *rand.Rand) {
 	}
 }
 
-// prepare locks an aggregate, unless the messages are to have no key, and notes in the transaction what it publishes.
+// prepare locks an aggregate, unless the messages are to have no key, and notes in the transaction what it publishes. Some of
+// those without a key are delayed.
 func (p *producer) prepare(ctx context.Context, tx pgx.Tx, name string, random *rand.Rand) (topic string, msgs []history.Message, err error) {
 	msgs = make([]history.Message, 1+random.IntN(2*usualSize-1))
 	topic = events
@@ -107,8 +109,11 @@ func (p *producer) prepare(ctx context.Context, tx pgx.Tx, name string, random *
 	}
 	for i := range msgs {
 		msgs[i] = history.Message{ID: fmt.Sprintf("%s-%d", name, i), Key: key}
-		if key != "" {
+		switch {
+		case key != "":
 			msgs[i].Number = version + int64(i) + 1
+		case random.IntN(4) == 0:
+			msgs[i].Delay = random.Int64N(int64(2 * time.Second))
 		}
 	}
 	if err != nil {
@@ -127,17 +132,16 @@ func note(ctx context.Context, tx pgx.Tx, topic string, msgs []history.Message) 
 	return err
 }
 
-// toPublish makes the messages themselves. Some of those without a key are delayed.
-func toPublish(msgs []history.Message, random *rand.Rand) []*message.Message {
+// toPublish makes the messages themselves.
+func toPublish(msgs []history.Message) []*message.Message {
 	all := make([]*message.Message, len(msgs))
-	payload := make([]byte, payloadSize)
 	for i, m := range msgs {
-		all[i] = message.NewMessage(m.ID, payload)
-		switch {
-		case m.Key != "":
+		all[i] = message.NewMessage(m.ID, history.Payload(m.ID))
+		if m.Key != "" {
 			outbox.SetKey(all[i], m.Key)
-		case random.IntN(4) == 0:
-			delay.Message(all[i], delay.For(time.Duration(random.Int64N(int64(2*time.Second)))))
+		}
+		if m.Delay > 0 {
+			delay.Message(all[i], delay.For(time.Duration(m.Delay)))
 		}
 	}
 	return all

@@ -1,7 +1,11 @@
+//go:build linux
+
 package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/signal"
@@ -23,16 +27,22 @@ func (a *app) relay(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	forwarder, err := outbox.NewForwarder(a.store, a.recorder.Publisher(publisher),
+	forwarder, err := outbox.NewForwarder(a.store, a.recorder.Publisher(publisher), outbox.WithConcurrency(a.concurrency),
 		outbox.WithObserver(outbox.ObserverFunc(a.recorder.Observe)))
 	if err != nil {
 		return err
 	}
-	if err := forwarder.Run(ctx); err != nil {
-		return err
+	err = forwarder.Run(ctx)
+	switch {
+	case errors.Is(err, outbox.ErrNotMigrated): // the tables are made a little later
+	case err != nil && ctx.Err() == nil:
+		err = fmt.Errorf("%w: %w", errGaveUp, err)
 	}
-	return publisher.Close()
+	return errors.Join(err, publisher.Close())
 }
+
+// errGaveUp is that of a relay whose Forwarder has ended though nobody has told it to, which none should in any trouble.
+var errGaveUp = errors.New("the Forwarder has ended")
 
 // haveTheWrongTime sets this process's clock to another one up to ten minutes away, and again at each SIGUSR1.
 func (a *app) haveTheWrongTime() {

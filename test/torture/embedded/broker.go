@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -18,6 +20,7 @@ type line struct {
 	Topic    string            `json:"topic"`
 	ID       string            `json:"id"`
 	Metadata map[string]string `json:"metadata"`
+	Payload  []byte            `json:"payload"`
 }
 
 // fileBroker keeps messages as the lines of a file, which any number of processes append to.
@@ -31,7 +34,7 @@ func openBroker(path string) (*fileBroker, error) {
 // Publish writes each message with one call of the operating system: a process that is killed has written it or not.
 func (b *fileBroker) Publish(topic string, msgs ...*message.Message) error {
 	for _, msg := range msgs {
-		text, err := json.Marshal(line{topic, msg.UUID, msg.Metadata})
+		text, err := json.Marshal(line{topic, msg.UUID, msg.Metadata, msg.Payload})
 		if err != nil {
 			return err
 		}
@@ -75,7 +78,7 @@ func (b *fileBroker) follow(ctx context.Context, offsets string, deliver func(to
 		if err := json.Unmarshal(text, &next); err != nil {
 			return err
 		}
-		msg := message.NewMessage(next.ID, nil)
+		msg := message.NewMessage(next.ID, next.Payload)
 		msg.Metadata = next.Metadata
 		deliver(next.Topic, msg)
 		if at += len(text); n%100 == 0 && ctx.Err() == nil {

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Command embedded is an application with an outbox in a SQLite file, all of it in one process: it produces, relays and
 // handles. Package torture does harm to it, and to a second one on the same file. Its broker is a file that grows.
 package main
@@ -38,12 +40,13 @@ const (
 
 // app is what the parts of the process have in common.
 type app struct {
-	name     string
-	db       *sql.DB
-	store    *sqlite.Store
-	recorder *history.Recorder
-	broker   *fileBroker
-	begun    atomic.Int64
+	name        string
+	concurrency int
+	db          *sql.DB
+	store       *sqlite.Store
+	recorder    *history.Recorder
+	broker      *fileBroker
+	begun       atomic.Int64
 }
 
 func main() {
@@ -53,6 +56,7 @@ func main() {
 	seed := flag.Uint64("seed", 1, "for what is drawn")
 	quiet := flag.Bool("quiet", false, "produce nothing")
 	flag.StringVar(&a.name, "name", "", "of the process")
+	flag.IntVar(&a.concurrency, "concurrency", 0, "calls of Publish at once")
 	flag.Parse()
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -106,7 +110,7 @@ func (a *app) run(ctx context.Context, folder string, ttl time.Duration, seed ui
 
 func (a *app) relay(ctx context.Context) error {
 	for {
-		forwarder, err := outbox.NewForwarder(a.store, a.recorder.Publisher(a.broker), outbox.WithConcurrency(4),
+		forwarder, err := outbox.NewForwarder(a.store, a.recorder.Publisher(a.broker), outbox.WithConcurrency(a.concurrency),
 			outbox.WithObserver(outbox.ObserverFunc(a.recorder.Observe)))
 		if err != nil {
 			return err
@@ -157,7 +161,7 @@ func (a *app) produce(ctx context.Context, random *rand.Rand) (err error) {
 		if err := note(ctx, tx, orders, m); err != nil {
 			return err
 		}
-		msgs[i], published[i] = m, message.NewMessage(m.ID, []byte("{}"))
+		msgs[i], published[i] = m, message.NewMessage(m.ID, history.Payload(m.ID))
 		outbox.SetKey(published[i], m.Key)
 	}
 	a.recorder.Add(history.Event{Kind: history.Publishing, Tx: name, Messages: msgs})
@@ -168,6 +172,7 @@ func (a *app) produce(ctx context.Context, random *rand.Rand) (err error) {
 		return nil
 	}
 	ended = true
+	a.recorder.Add(history.Event{Kind: history.Committing, Tx: name})
 	if err := tx.Commit(); err != nil {
 		return err // whether it has committed, the table will tell
 	}
@@ -211,7 +216,7 @@ func (a *app) bill(msg *message.Message) ([]*message.Message, error) {
 		return nil, err
 	}
 	a.recorder.Add(history.Event{Kind: history.Publishing, Tx: name, Messages: []history.Message{out}})
-	bill := message.NewMessage(out.ID, nil)
+	bill := message.NewMessage(out.ID, history.Payload(out.ID))
 	outbox.SetKey(bill, out.Key)
 	return nil, a.store.Publisher(tx).Publish(bills, bill)
 }
