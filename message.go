@@ -24,7 +24,9 @@ const (
 //
 // Users of a [Publisher] and a [Forwarder] never see one; it is what a [Store] takes and gives.
 type Message struct {
-	// ID is the identity of the row. The store assigns it; Save ignores it.
+	// ID is the identity of the row. The store assigns it; Save ignores it. That of a claimed message may have a suffix
+	// ("7.1") once claims were lost, which tells its claim from earlier ones of the same row, so take IDs as they are.
+	// Methods that take the ID of a row take that of a claim of it, too.
 	ID string
 	// UUID is the Watermill UUID, which consumers deduplicate on. It need not be unique in the outbox:
 	// one message may go to two topics. Where it is empty, Save fills one in.

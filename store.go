@@ -40,7 +40,9 @@ type Store interface {
 // when to give up, what to keep) is the Forwarder's, and reaches the store through [Outcome].
 //
 // Claims live in memory, under a lease that the store holds in the database and renews by itself. When the lease is
-// lost, so are the claims, and another relay instance may publish the messages.
+// lost, so are the claims, and another relay instance may publish the messages. So may this one, if it regains the lease:
+// the messages then come with other IDs, by which Owned is false of the claims that were lost, and what Settle and Release
+// are told of them late leaves the newer claims alone. Only a message that was published or set aside is done under any ID.
 type LeasedStore interface {
 	Store
 
@@ -58,7 +60,8 @@ type LeasedStore interface {
 
 	// Release ends claims without an outcome: the messages may be claimed again at once. Unknown ids are ignored.
 	// Without ids it ends all claims and gives up the leases, so that another instance takes over without waiting for
-	// their end: take care not to call it with a batch that happens to be empty.
+	// their end: take care not to call it with a batch that happens to be empty. The IDs of those claims are unknown from
+	// then on, also when their messages are claimed again.
 	Release(ctx context.Context, ids ...string) error
 
 	// Owned tells whether the claim's lease still holds by the local monotonic clock. Ask right before publishing.

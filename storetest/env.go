@@ -7,6 +7,7 @@ import (
 	"io"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -137,8 +138,10 @@ func checkClaimed(limit int, msgs []outbox.Message) error {
 	return nil
 }
 
-// idLess orders ids, which are decimal numbers.
+// idLess orders ids by their rows, which are decimal numbers. What follows a point tells claims apart.
 func idLess(a, b string) bool {
+	a, _, _ = strings.Cut(a, ".")
+	b, _, _ = strings.Cut(b, ".")
 	if len(a) != len(b) {
 		return len(a) < len(b)
 	}

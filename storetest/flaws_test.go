@@ -4,9 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/internal/claim"
 )
 
 // memoryFlaws are flaws of a store with leases and of what goes with it.
@@ -117,6 +120,38 @@ var memoryFlaws = map[flaw]struct {
 				}
 				return s.Store.Settle(ctx, owned...)
 			}
+		},
+	},
+	"takes the outcome of a former claim for that of the newer one": {
+		[]string{
+			"Lease/KeepsNewerClaims_WhenOutcomesOfLostOnesComeLate",
+			"Release/WithoutIDs_KeepsLaterClaims_WhenOutcomesOfFormerOnesComeLate",
+		},
+		func(s *brokenStore, _ *brokenProcessed) {
+			idOf := func(id string) string {
+				row, _, _ := strings.Cut(id, ".")
+				for n := range 10 {
+					if newer := claim.WithGeneration(row, n); s.Store.Owned(newer) {
+						return newer
+					}
+				}
+				return id
+			}
+			s.settle = func(ctx context.Context, outcomes ...outbox.Outcome) error {
+				outcomes = slices.Clone(outcomes)
+				for i := range outcomes {
+					outcomes[i].ID = idOf(outcomes[i].ID)
+				}
+				return s.Store.Settle(ctx, outcomes...)
+			}
+			s.release = func(ctx context.Context, ids ...string) error {
+				ids = slices.Clone(ids)
+				for i := range ids {
+					ids[i] = idOf(ids[i])
+				}
+				return s.Store.Release(ctx, ids...)
+			}
+			s.owned = func(id string) bool { return s.Store.Owned(idOf(id)) }
 		},
 	},
 	"releases nothing": {

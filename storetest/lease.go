@@ -22,6 +22,7 @@ func leasePromises() []promise {
 		{name: "KeepsLateOutcomesFromBringingAMessageBack", check: leaseLateOutcomesBringNothingBack},
 		{name: "LetsAKeyGoOn_WhenALateOutcomeEndsTheMessageItWaitsFor", check: leaseLetsAKeyGoOn},
 		{name: "ShowsAllPendingMessages_WhenItIsRegained", check: leaseShowsAllWhenRegained},
+		{name: "KeepsNewerClaims_WhenOutcomesOfLostOnesComeLate", check: leaseKeepsNewerClaims},
 		{name: "IsOwnedUntilTheClaimEnds", check: leaseIsOwned},
 		{name: "IsOwnedNoMore_WhenAnotherInstanceHasIt", check: leaseIsOwnedNoMore},
 		{name: "TellsObserversOfItsGainAndLoss", check: leaseTellsObservers},
@@ -285,6 +286,38 @@ func leaseShowsAllWhenRegained(e *env) {
 	require.True(e, a.Owned(regained[1].ID), "Owned of a message that was lost and claimed again")
 	e.settle(a, processed(regained...)...)
 	e.nothing(a, "all are processed")
+}
+
+// A lease was lost while messages were being published, and regained, and with it the messages. What is told of the first
+// claims then must not end the second ones, or the messages would be claimed a third time while they are being published.
+func leaseKeepsNewerClaims(e *env) {
+	a, b := e.openLeased(), e.openLeased()
+	e.saveNumbered(a, "", "m", 3)
+	lost := e.await(a, numbered("m", 3)...)
+	e.expire(a)
+	e.await(b, numbered("m", 3)...)
+	e.awaitLoss(a, lost[2])
+	e.release(b)
+	newer := e.await(a, numbered("m", 3)...)
+
+	e.settle(a, outbox.Outcome{ID: lost[0].ID, Status: outbox.StatusPending, Err: errBroker})
+	e.release(a, lost[1])
+	for i, told := range []string{"settled as pending", "released", "not ended"} {
+		require.False(e, a.Owned(lost[i].ID), "Owned of a claim under a lost lease, which was %s", told)
+		require.True(e, a.Owned(newer[i].ID), "Owned of a newer claim, when one under a lost lease was %s", told)
+	}
+	e.nothing(a, "all are claimed")
+	e.settle(a, processed(lost[2])...)
+	require.False(e, a.Owned(newer[2].ID), "Owned of a message that was processed under a lost lease")
+	e.settle(a, outbox.Outcome{ID: newer[0].ID, Status: outbox.StatusFailed, Err: errBroker})
+	if i, ok := a.(outbox.Inspector); ok { // this ID is the one that was logged
+		n, err := i.Discard(e.ctx, newer[0].ID)
+		require.NoError(e, err, "Discard by the ID of a newer claim")
+		require.EqualValues(e, 1, n, "messages discarded by the ID of a newer claim")
+	}
+	e.settle(a, processed(newer[1])...)
+	e.release(a)
+	e.nothing(e.open(), "all are processed")
 }
 
 func leaseIsOwned(e *env) {

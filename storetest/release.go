@@ -21,6 +21,7 @@ func releasePromises() []promise {
 		{name: "WithoutIDs_HandsOverAtOnce", check: releaseHandsOverAtOnce},
 		{name: "WithoutIDs_EndsAllClaims", check: releaseEndsAllClaims},
 		{name: "WithoutIDs_LetsTheInstanceClaimAgain", check: releaseLetsTheInstanceClaimAgain},
+		{name: "WithoutIDs_KeepsLaterClaims_WhenOutcomesOfFormerOnesComeLate", check: releaseKeepsLaterClaims},
 		{name: "WithoutIDs_MayBeRepeated_AfterAnError", check: releaseMayBeRepeated},
 		{name: "WithoutIDs_MayMeetAClaim", check: releaseMayMeetAClaim, alone: true},
 	}
@@ -144,6 +145,27 @@ func releaseLetsTheInstanceClaimAgain(e *env) {
 	claimed := e.await(l, "m1", "m2")
 	require.True(e, l.Owned(claimed[0].ID), "Owned of a message that was claimed again")
 	e.settle(l, processed(claimed...)...)
+}
+
+// A call may still be publishing what it was given before.
+func releaseKeepsLaterClaims(e *env) {
+	l := e.openLeased()
+	e.saveNumbered(l, "", "m", 4)
+	former := e.await(l, numbered("m", 4)...)
+	e.release(l)
+	later := e.await(l, numbered("m", 4)...)
+	for i, status := range []outbox.MessageStatus{outbox.StatusProcessed, outbox.StatusPending, outbox.StatusFailed} {
+		err := l.Settle(e.ctx, outbox.Outcome{ID: former[i].ID, Status: status, Err: errBroker})
+		require.ErrorIs(e, err, outbox.ErrNotClaimed, "Settle as %s of a claim that Release without ids has ended, when the "+
+			"message is claimed again", status)
+	}
+	e.release(l, former[3])
+	for i := range later {
+		require.False(e, l.Owned(former[i].ID), "Owned of a claim that Release without ids has ended")
+		require.True(e, l.Owned(later[i].ID), "Owned of a later claim, when an outcome of a former one came late")
+	}
+	e.nothing(l, "all are claimed")
+	e.settle(l, processed(later...)...)
 }
 
 // What could not be given up must be given up by the next try: a shutdown that was cut short is repeated.

@@ -127,7 +127,7 @@ func (e *Engine) fill(ctx context.Context, n, maxBytes int) (more bool, err erro
 }
 
 func messageID(m *outbox.Message) int64 {
-	id, err := rowID(m.ID)
+	id, err := claim.RowID(m.ID)
 	if err != nil {
 		panic(err) // the engine made the id
 	}

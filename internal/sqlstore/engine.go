@@ -147,6 +147,9 @@ func New(self outbox.Store, db DB, dialect Dialect, opts Options) (*Engine, erro
 
 // forget empties the state of claims. The caller holds both locks, or the only reference.
 func (e *Engine) forget() {
+	if e.queue != nil && e.queue.Claimed() > 0 {
+		e.generation++ // what comes of these claims may be told when their messages are claimed again
+	}
 	e.queue = claim.New(perKey, maxKnown, maxIdleBytes)
 	e.orphans = map[string]*outbox.Message{}
 	e.leases = map[int]time.Time{}

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/internal/claim"
 )
 
 // What catching up shows may be of another history, though there is nothing else to read: of one in which something comes
@@ -37,7 +38,7 @@ func TestEngine_KeepsOrder_WhenTheTableIsTruncatedWhileItCatchesUp(t *testing.T)
 		ids = nil
 		for start := time.Now(); time.Since(start) < 3*e.ttl; time.Sleep(100 * time.Millisecond) {
 			if msgs, err := e.Claim(t.Context(), 1, 1<<20); err == nil && len(msgs) > 0 {
-				id, _ := rowID(msgs[0].ID)
+				id, _ := claim.RowID(msgs[0].ID)
 				ids = append(ids, id)
 				require.NoError(t, e.Release(t.Context(), msgs[0].ID))
 			}

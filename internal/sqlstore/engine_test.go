@@ -217,7 +217,7 @@ func settle(t *testing.T, e *Engine, msgs []outbox.Message) []int64 {
 	t.Helper()
 	ids, outcomes := make([]int64, len(msgs)), make([]outbox.Outcome, len(msgs))
 	for i, m := range msgs {
-		id, err := rowID(m.ID)
+		id, err := claim.RowID(m.ID)
 		require.NoError(t, err)
 		ids[i], outcomes[i] = id, outbox.Outcome{ID: m.ID, Status: outbox.StatusProcessed}
 	}

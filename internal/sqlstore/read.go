@@ -104,7 +104,7 @@ func (e *Engine) enter(r *row, now time.Time) {
 		return
 	}
 	if known, ok := e.rowFor(r, now); ok {
-		known.Message.ID = withGeneration(known.Message.ID, e.generation)
+		known.Message.ID = claim.WithGeneration(known.Message.ID, e.generation)
 		e.queue.Add(known)
 	}
 }
@@ -240,7 +240,7 @@ func (e *Engine) load(ctx context.Context, ids []int64, maxBytes int) error {
 	defer e.mu.Unlock()
 	for _, id := range ids {
 		if m := found[id]; m != nil {
-			m.ID = withGeneration(m.ID, e.generation)
+			m.ID = claim.WithGeneration(m.ID, e.generation)
 			e.queue.Load(id, m)
 		} else if whole { // otherwise it was not looked for
 			e.queue.Gone(id)

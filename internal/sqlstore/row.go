@@ -10,6 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 
 	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/internal/claim"
 )
 
 // appendRow appends the arguments of the insert statement for one row.
@@ -109,7 +110,7 @@ func errorText(err error) string {
 func parseIDs(ids []string) ([]int64, error) {
 	parsed := make([]int64, len(ids))
 	for i, id := range ids {
-		n, err := rowID(id)
+		n, err := claim.RowID(id)
 		if err != nil {
 			return nil, fmt.Errorf("%q is not the id of a message", id)
 		}

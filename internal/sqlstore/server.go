@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/internal/claim"
 	"github.com/watermill-outbox/outbox/internal/scan"
 )
 
@@ -134,36 +133,14 @@ func (e *Engine) startOver(reason error) {
 	e.events = append(e.events, outbox.LeaseLostEvent{Slots: lost, Err: fmt.Errorf("%s: %w", e.dialect.Name, reason)})
 }
 
-// A message's ID is that of its row and, once leases were lost or ids have begun anew, which generation of claims it is of. What
-// becomes of a claim under a lost lease is told when the message may have been claimed again; and while one is still being
-// published, its row's id may be given to another.
-const generationMark = "."
-
-func withGeneration(id string, generation int) string {
-	if generation == 0 {
-		return id
-	}
-	return id + generationMark + strconv.Itoa(generation)
-}
-
-func rowID(id string) (int64, error) {
-	row, _, _ := strings.Cut(id, generationMark)
-	return strconv.ParseInt(row, 10, 64)
-}
-
 // isOfThisHistory tells whether a claim was made since ids last began anew. The caller holds mu.
 func (e *Engine) isOfThisHistory(id string) bool {
-	if e.historyBegan == 0 {
-		return true
-	}
-	_, generation, _ := strings.Cut(id, generationMark)
-	n, _ := strconv.Atoi(generation) // nothing is none
-	return n >= e.historyBegan
+	return e.historyBegan == 0 || claim.Generation(id) >= e.historyBegan
 }
 
 // inQueue returns the claimed message that has this ID, or nil: not one that was claimed again since. The caller holds mu.
 func (e *Engine) inQueue(id string) (m *outbox.Message, slot int) {
-	n, err := rowID(id)
+	n, err := claim.RowID(id)
 	if err != nil {
 		return nil, 0
 	}

@@ -64,7 +64,7 @@ func (e *Engine) sweep(ctx context.Context, after int64) (last int64, more bool)
 		id := known.rows[at].ID
 		e.sweepFinds.Add(1)
 		e.reader.Back(id - 1)
-		e.events = append(e.events, outbox.MissedEvent{ID: withGeneration(strconv.FormatInt(id, 10), e.generation)})
+		e.events = append(e.events, outbox.MissedEvent{ID: claim.WithGeneration(strconv.FormatInt(id, 10), e.generation)})
 	})
 	return known.last, known.cut && err == nil && !found
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/watermill-outbox/outbox"
+	"github.com/watermill-outbox/outbox/internal/claim"
 )
 
 // DeleteProcessedBefore implements [outbox.Store].
@@ -30,7 +31,7 @@ func (s *Store) ListFailed(_ context.Context, afterID string, limit int) ([]outb
 	after := int64(0)
 	if afterID != "" {
 		var err error
-		if after, err = strconv.ParseInt(afterID, 10, 64); err != nil {
+		if after, err = claim.RowID(afterID); err != nil {
 			return nil, err
 		}
 	}
@@ -90,7 +91,7 @@ func (s *Store) Discard(_ context.Context, ids ...string) (int64, error) {
 func (db *database) takeFailed(ids []string) []*outbox.Message {
 	var taken []*outbox.Message
 	for _, id := range ids {
-		n, err := strconv.ParseInt(id, 10, 64)
+		n, err := claim.RowID(id)
 		if row := db.archive[n]; err == nil && row != nil && row.Status == outbox.StatusFailed {
 			delete(db.archive, n)
 			taken = append(taken, row)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/watermill-outbox/outbox"
@@ -49,6 +48,7 @@ func (s *Store) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Messag
 	msgs := make([]outbox.Message, len(claimed))
 	for i, row := range claimed {
 		msgs[i] = *row
+		msgs[i].ID = s.claimID(row)
 		msgs[i].Status = outbox.StatusProcessing
 		msgs[i].Payload, msgs[i].Headers = bytes.Clone(row.Payload), maps.Clone(row.Headers)
 	}
@@ -110,8 +110,12 @@ func (s *Store) renew() {
 
 func (s *Store) drop(slot int) {
 	delete(s.held, slot)
-	for _, row := range s.queue.DropSlot(slot) {
-		s.orphans[rowID(row)] = row
+	claimed := s.queue.DropSlot(slot)
+	for _, row := range claimed {
+		s.orphans[s.claimID(row)] = row
+	}
+	if len(claimed) > 0 {
+		s.lost[slot]++
 	}
 	if l := &s.db.slots[slot]; l.owner == s {
 		*l = lease{}
@@ -201,11 +205,12 @@ func (s *Store) Settle(ctx context.Context, outcomes ...outbox.Outcome) error {
 		}
 		id := rowID(row)
 		s.write(row, o)
-		delete(s.orphans, id)
-		if o.Status == outbox.StatusPending {
-			s.queue.Postpone(id, s.db.tick()+int64(o.RetryAfter))
-		} else {
+		delete(s.orphans, o.ID)
+		switch {
+		case o.Status != outbox.StatusPending:
 			s.queue.Done(id)
+		case s.inQueue(o.ID) != nil:
+			s.queue.Postpone(id, s.db.tick()+int64(o.RetryAfter))
 		}
 	}
 	if len(unknown) > 0 {
@@ -241,10 +246,10 @@ func (s *Store) write(row *outbox.Message, o outbox.Outcome) {
 func (s *Store) Release(_ context.Context, ids ...string) error {
 	s.db.mu.Lock()
 	for _, id := range ids {
-		if n, err := strconv.ParseInt(id, 10, 64); err == nil {
-			s.queue.Release(n)
-			delete(s.orphans, n)
+		if row := s.inQueue(id); row != nil {
+			s.queue.Release(rowID(row))
 		}
+		delete(s.orphans, id)
 	}
 	stop := s.stopBeats
 	if len(ids) > 0 || stop == nil {
@@ -269,14 +274,14 @@ func (s *Store) Release(_ context.Context, ids ...string) error {
 
 // Owned implements [outbox.LeasedStore].
 func (s *Store) Owned(id string) bool {
-	n, err := strconv.ParseInt(id, 10, 64)
-	if err != nil {
-		return false
-	}
 	s.db.mu.Lock()
 	defer s.db.mu.Unlock()
-	_, slot, ok := s.queue.Get(n)
-	return ok && s.db.slots[slot].owner == s && s.db.slots[slot].expires.After(s.db.now())
+	row := s.inQueue(id)
+	if row == nil {
+		return false
+	}
+	slot := s.db.slotOf(row)
+	return s.db.slots[slot].owner == s && s.db.slots[slot].expires.After(s.db.now())
 }
 
 // Leads implements [outbox.Leader]: it is who has the first slot.

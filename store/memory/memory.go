@@ -26,10 +26,11 @@ type Store struct {
 
 	// All below is guarded by db.mu.
 	queue     *claim.Queue
-	orphans   map[int64]*outbox.Message // claimed when their lease was lost
-	held      map[int]bool              // slots this instance believes to hold
-	beat      time.Time                 // when it last renewed its leases
-	events    []outbox.Event            // not told yet
+	orphans   map[string]*outbox.Message // by ID: claimed when their lease was lost
+	lost      map[int]int                // by slot: how often claimed messages of it were
+	held      map[int]bool               // slots this instance believes to hold
+	beat      time.Time                  // when it last renewed its leases
+	events    []outbox.Event             // not told yet
 	tell      func(outbox.Event)
 	stopBeats func() // ends the heartbeat goroutine and waits for it; nil while there is none
 	closed    bool
@@ -119,7 +120,7 @@ func (s *Store) NewInstance() *Store { return newInstance(s.db) }
 
 func newInstance(db *database) *Store {
 	return &Store{
-		db: db, queue: newQueue(), held: map[int]bool{}, orphans: map[int64]*outbox.Message{},
+		db: db, queue: newQueue(), held: map[int]bool{}, orphans: map[string]*outbox.Message{}, lost: map[int]int{},
 		tell: func(outbox.Event) {},
 	}
 }
@@ -271,17 +272,32 @@ func (s *Store) MarkFailed(ctx context.Context, id string, err error) error {
 	if row == nil {
 		return fmt.Errorf("memory: %s: %w", id, outbox.ErrNotClaimed)
 	}
-	return s.Settle(ctx, claim.FailedByHand(row, err))
+	outcome := claim.FailedByHand(row, err)
+	outcome.ID = id
+	return s.Settle(ctx, outcome)
 }
 
 // claimedRow returns a message that this instance has claimed, also if it lost the lease since. The caller holds mu.
 func (s *Store) claimedRow(id string) *outbox.Message {
-	n, err := strconv.ParseInt(id, 10, 64)
+	if row := s.inQueue(id); row != nil {
+		return row
+	}
+	return s.orphans[id]
+}
+
+// inQueue is the same but for claims whose lease was lost, also if the message was claimed again since. The caller holds mu.
+func (s *Store) inQueue(id string) *outbox.Message {
+	n, err := claim.RowID(id)
 	if err != nil {
 		return nil
 	}
-	if row, _, ok := s.queue.Get(n); ok {
+	if row, _, ok := s.queue.Get(n); ok && s.claimID(row) == id {
 		return row
 	}
-	return s.orphans[n]
+	return nil
+}
+
+// claimID returns the ID of a message that is claimed, or is about to be. The caller holds mu.
+func (s *Store) claimID(row *outbox.Message) string {
+	return claim.WithGeneration(row.ID, s.lost[s.db.slotOf(row)])
 }
