@@ -10,6 +10,8 @@ import (
 
 	"github.com/sony/gobreaker/v2"
 	"pgregory.net/rapid"
+
+	"github.com/watermill-outbox/outbox/internal/draws"
 )
 
 // dispatcherHistory drives a dispatcher as the relay's loop, workers and marker do, one step at a time in any order,
@@ -546,19 +548,29 @@ func (h *dispatcherHistory) finish(t *rapid.T) {
 	}
 }
 
-// Whatever the broker, the store and the lease do, the invariants of dispatcherHistory hold.
+// playDispatcherHistory draws a history. Whatever the broker, the store and the lease do, the invariants hold.
+func playDispatcherHistory(t *rapid.T) {
+	rapid.SyncTest(t, func(t *rapid.T) { // for the clock of the breakers
+		h := newDispatcherHistory(t)
+		t.Repeat(map[string]func(*rapid.T){
+			"begin": h.begin, "commit": h.commit, "claim": h.claim, "send": h.send, "call": h.call, "answer": h.answer,
+			"return": h.returns, "mark": h.mark, "settle": h.settle, "time": h.time, "lease": h.lease,
+			"other": h.other, "restart": h.restart, "outage": h.outage, "round": h.round, "": h.check,
+		})
+		h.finish(t)
+	})
+}
+
 func TestDispatcher_AgreesWithAModel(t *testing.T) {
 	for range 8 { // of a hundred histories each
-		rapid.Check(t, func(t *rapid.T) {
-			rapid.SyncTest(t, func(t *rapid.T) { // for the clock of the breakers
-				h := newDispatcherHistory(t)
-				t.Repeat(map[string]func(*rapid.T){
-					"begin": h.begin, "commit": h.commit, "claim": h.claim, "send": h.send, "call": h.call, "answer": h.answer,
-					"return": h.returns, "mark": h.mark, "settle": h.settle, "time": h.time, "lease": h.lease,
-					"other": h.other, "restart": h.restart, "outage": h.outage, "round": h.round, "": h.check,
-				})
-				h.finish(t)
-			})
-		})
+		rapid.Check(t, playDispatcherHistory)
 	}
+}
+
+func FuzzDispatcher(f *testing.F) {
+	for seed := range byte(255) { // a history is short, and what is wrong may take many
+		f.Add([]byte{seed})
+	}
+	play := rapid.MakeFuzz(playDispatcherHistory)
+	f.Fuzz(func(t *testing.T, input []byte) { play(t, draws.From(input)) })
 }
