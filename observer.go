@@ -132,10 +132,10 @@ func tell(ctx context.Context, o Observer, event Event, logger watermill.LoggerA
 }
 
 // panicText is what a recovered value says. One that is neither a text nor an error is told by its type: it may be a message,
-// or have one in it, and payloads are nothing for a log.
+// or have one in it, and payloads are nothing for a log. A fmt.Stringer is told so, too: messages of protobuf print all they have.
 func panicText(value any) string {
 	switch value.(type) {
-	case string, error, fmt.Stringer:
+	case string, error:
 		return fmt.Sprint(value)
 	}
 	return fmt.Sprintf("a %T", value)

@@ -175,6 +175,11 @@ var (
 	errRefused = errors.New("the broker refuses it")
 )
 
+// printed is what a message of protobuf is: a fmt.Stringer that prints what it has.
+type printed []byte
+
+func (p printed) String() string { return "payload:" + string(p) }
+
 // failsByTopic fails in the way that the topic names.
 func failsByTopic(hang <-chan struct{}) broker {
 	return func(topic string, msg *message.Message) error {
@@ -189,6 +194,8 @@ func failsByTopic(hang <-chan struct{}) broker {
 			panic(msg.Metadata)
 		case "panics with its payload":
 			panic(msg.Payload)
+		case "panics with what prints it":
+			panic(printed(msg.Payload))
 		case "exits":
 			runtime.Goexit()
 		case "hangs":
@@ -204,7 +211,8 @@ func TestForwarder_NeverTellsAPayload_WhenThePublisherFails(t *testing.T) {
 	forTargets(t, func(t *testing.T, w *target) {
 		t.Helper()
 		l, hang := newListener(), make(chan struct{})
-		topics := []string{"down", "refused", "panics with the message", "panics with its metadata", "panics with its payload", "exits", "hangs", "fine"}
+		topics := []string{"down", "refused", "panics with the message", "panics with its metadata", "panics with its payload",
+			"panics with what prints it", "exits", "hangs", "fine"}
 		for _, topic := range topics {
 			l.publish(t, w.sqlStore, topic, topic+" 1", topic+" 2", topic+" 3", topic+" 4", topic+" 5", topic+" 6")
 		}
@@ -217,7 +225,7 @@ func TestForwarder_NeverTellsAPayload_WhenThePublisherFails(t *testing.T) {
 				panic(event)
 			})))
 		l.await(
-			t, errDown.Error(), "was set aside", "the publisher panicked", "ended its goroutine", "does not return",
+			t, errDown.Error(), "was set aside", "the publisher panicked", "the publisher panicked: a store_test.printed", "ended its goroutine", "does not return",
 			"OutageBegunEvent", "This instance relays", "The Observer panicked", "outbox.PublishedEvent", "outbox.ClaimedEvent",
 			// What is told of a message.
 			"down 1", "key of down 1",
