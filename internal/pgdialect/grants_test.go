@@ -3,6 +3,7 @@ package pgdialect_test
 import (
 	"context"
 	"crypto/rand"
+	"database/sql"
 	"errors"
 	"net/url"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	_ "github.com/jackc/pgx/v5/stdlib" // "pgx" of database/sql
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -24,6 +26,7 @@ import (
 	"github.com/watermill-outbox/outbox/internal/pgtest"
 	"github.com/watermill-outbox/outbox/internal/sqlstore"
 	"github.com/watermill-outbox/outbox/store/pgxstore"
+	"github.com/watermill-outbox/outbox/store/postgres"
 )
 
 const (
@@ -38,10 +41,52 @@ const (
 	patience              = time.Minute
 )
 
+// client is a store of either package, and what is to be closed with it.
+type client struct {
+	sqlStore
+
+	processed outbox.ProcessedStore
+	end       func()
+}
+
+type sqlStore interface {
+	outbox.LeasedStore
+	outbox.Transactor
+	outbox.SchemaChecker
+	outbox.Inspector
+	outbox.StatsReporter
+	Migrate(ctx context.Context) error
+	Close() error
+}
+
+// clients open a store at an address.
+var clients = map[string]func(t *testing.T, address, schema string) client{
+	"pgxstore": func(t *testing.T, address, schema string) client {
+		t.Helper()
+		pool, err := pgxpool.New(t.Context(), address)
+		require.NoError(t, err)
+		store, err := pgxstore.New(pool, pgxstore.WithSchema(schema), pgxstore.WithLeaseTTL(leaseTTL), sweepOften)
+		require.NoError(t, err)
+		return client{store, store.Processed(), pool.Close}
+	},
+	"postgres": func(t *testing.T, address, schema string) client {
+		t.Helper()
+		db, err := sql.Open("pgx", address)
+		require.NoError(t, err)
+		store, err := postgres.New(db, postgres.WithSchema(schema), postgres.WithLeaseTTL(leaseTTL), sweepOften)
+		require.NoError(t, err)
+		return client{store, store.Processed(), func() { _ = db.Close() }}
+	},
+}
+
+func sweepOften(o *sqlstore.Options) { o.SweepInterval = 20 * time.Millisecond }
+
 // page is what docs/operations.md has about privileges, with a schema and roles of the test's own.
 type page struct {
 	server pgtest.Server
 	schema string
+	open   func(t *testing.T, address, schema string) client
+	hears  bool              // the store is an outbox.Notifier
 	roles  map[string]string // their logins
 	grants []grant
 }
@@ -85,20 +130,17 @@ func readPage(t *testing.T) (grants []grant) {
 	return grants
 }
 
-func newPage(t *testing.T, server pgtest.Server) *page {
+func newPage(t *testing.T, server pgtest.Server, kind string) *page {
 	t.Helper()
-	p := &page{server: server, schema: pgtest.Schema(t, server), roles: map[string]string{}, grants: readPage(t)}
+	p := &page{
+		server: server, schema: pgtest.Schema(t, server), open: clients[kind], hears: kind == "pgxstore",
+		roles: map[string]string{}, grants: readPage(t),
+	}
 	for _, g := range p.grants {
 		if p.roles[g.role] != "" {
 			continue
 		}
-		login := g.role + "_" + strings.ToLower(rand.Text()[:16])
-		p.roles[g.role] = login
-		pgtest.Exec(t, server, "CREATE ROLE "+login+" LOGIN PASSWORD '"+login+"'")
-		t.Cleanup(func() {
-			pgtest.Exec(t, server, "DROP OWNED BY "+login)
-			pgtest.Exec(t, server, "DROP ROLE "+login)
-		})
+		p.login(t, g.role)
 	}
 	return p
 }
@@ -113,33 +155,42 @@ func (p *page) run(t *testing.T, verb, preposition string, g grant) {
 	pgtest.Exec(t, p.server, verb+" "+g.privilege+" ON "+on+" "+preposition+" "+p.roles[g.role])
 }
 
+// login makes one that has the roles, for what is called by this name.
+func (p *page) login(t *testing.T, name string, roles ...string) {
+	t.Helper()
+	login := name + "_" + strings.ToLower(rand.Text()[:16])
+	p.roles[name] = login
+	pgtest.Exec(t, p.server, "CREATE ROLE "+login+" LOGIN PASSWORD '"+login+"'")
+	for _, role := range roles {
+		pgtest.Exec(t, p.server, "GRANT "+p.roles[role]+" TO "+login)
+	}
+	t.Cleanup(func() {
+		pgtest.Exec(t, p.server, "DROP OWNED BY "+login)
+		pgtest.Exec(t, p.server, "DROP ROLE "+login)
+	})
+}
+
 // as opens a store with the role's own login.
-func (p *page) as(t *testing.T, role string) (store *pgxstore.Store, end func()) {
+func (p *page) as(t *testing.T, role string) (store client, end func()) {
 	t.Helper()
 	address, err := url.Parse(p.server.URL())
 	require.NoError(t, err)
 	address.User = url.UserPassword(p.roles[role], p.roles[role])
-	pool, err := pgxpool.New(t.Context(), address.String())
-	require.NoError(t, err)
-	return p.over(t, pool)
+	return p.at(t, address.String())
 }
 
 // asAdmin opens one that may do everything.
-func (p *page) asAdmin(t *testing.T) (store *pgxstore.Store, end func()) {
+func (p *page) asAdmin(t *testing.T) (store client, end func()) {
 	t.Helper()
-	pool, err := pgxpool.New(t.Context(), p.server.URL())
-	require.NoError(t, err)
-	return p.over(t, pool)
+	return p.at(t, p.server.URL())
 }
 
-func (p *page) over(t *testing.T, pool *pgxpool.Pool) (store *pgxstore.Store, end func()) {
+func (p *page) at(t *testing.T, address string) (store client, end func()) {
 	t.Helper()
-	store, err := pgxstore.New(pool, pgxstore.WithSchema(p.schema), pgxstore.WithLeaseTTL(leaseTTL),
-		func(o *sqlstore.Options) { o.SweepInterval = 20 * time.Millisecond })
-	require.NoError(t, err)
+	store = p.open(t, address, p.schema)
 	return store, func() {
 		_ = store.Close() // it may not be allowed to
-		pool.Close()
+		store.end()
 	}
 }
 
@@ -147,78 +198,78 @@ func (p *page) over(t *testing.T, pool *pgxpool.Pool) (store *pgxstore.Store, en
 type task struct {
 	name string
 	may  []string
-	run  func(t *testing.T, p *page, store *pgxstore.Store) error
+	run  func(t *testing.T, p *page, store client) error
 }
 
 // tasks are all that the statements of the stores are for. The migrating role owns the tables, and so may do everything.
 var tasks = []task{
-	{"migrate", []string{migrating}, func(t *testing.T, _ *page, store *pgxstore.Store) error {
+	{"migrate", []string{migrating}, func(t *testing.T, _ *page, store client) error {
 		t.Helper()
 		return store.Migrate(t.Context())
 	}},
 	// Who may requeue may publish: both are an INSERT.
-	{"publish and notify", []string{publishing, inspecting}, func(t *testing.T, _ *page, store *pgxstore.Store) error {
+	{"publish and notify", []string{publishing, inspecting}, func(t *testing.T, _ *page, store client) error {
 		t.Helper()
 		return publishTo(t, store, 1)
 	}},
-	{"publish many and notify", []string{publishing, inspecting}, func(t *testing.T, _ *page, store *pgxstore.Store) error {
+	{"publish many and notify", []string{publishing, inspecting}, func(t *testing.T, _ *page, store client) error {
 		t.Helper()
 		return publishTo(t, store, 3)
 	}},
-	{"publish without notifying", []string{publishing, inspecting}, func(t *testing.T, _ *page, store *pgxstore.Store) error {
+	{"publish without notifying", []string{publishing, inspecting}, func(t *testing.T, _ *page, store client) error {
 		t.Helper()
 		return errors.Join(publishTo(t, store, 1), publishTo(t, store, 1), publishTo(t, store, 3)) // within 100 ms of the first
 	}},
 	{"listen", []string{publishing, relaying, handling, inspecting}, listen},
 	{"relay", []string{relaying}, relay},
 	{"forward", []string{relaying}, forward},
-	{"purge the archive", []string{relaying, inspecting}, func(t *testing.T, _ *page, store *pgxstore.Store) error {
+	{"purge the archive", []string{relaying, inspecting}, func(t *testing.T, _ *page, store client) error {
 		t.Helper()
 		_, err := store.DeleteProcessedBefore(t.Context(), time.Now())
 		return err
 	}},
 	{"inspect", []string{relaying, inspecting}, inspect},
-	{"discard", []string{relaying, inspecting}, func(t *testing.T, p *page, store *pgxstore.Store) error {
+	{"discard", []string{relaying, inspecting}, func(t *testing.T, p *page, store client) error {
 		t.Helper()
 		_, err := store.Discard(t.Context(), p.setAside(t))
 		return err
 	}},
-	{"requeue", []string{inspecting}, func(t *testing.T, p *page, store *pgxstore.Store) error {
+	{"requeue", []string{inspecting}, func(t *testing.T, p *page, store client) error {
 		t.Helper()
 		_, err := store.Requeue(t.Context(), p.setAside(t))
 		return err
 	}},
 	{"deduplicate", []string{handling}, deduplicate},
-	{"look up what was handled", []string{relaying, handling}, func(t *testing.T, _ *page, store *pgxstore.Store) error {
+	{"look up what was handled", []string{relaying, handling}, func(t *testing.T, _ *page, store client) error {
 		t.Helper()
-		_, err := store.Processed().IsProcessed(t.Context(), nil, "billing", "1")
+		_, err := store.processed.IsProcessed(t.Context(), nil, "billing", "1")
 		return err
 	}},
-	{"forget what was handled", []string{handling}, func(t *testing.T, _ *page, store *pgxstore.Store) error {
+	{"forget what was handled", []string{handling}, func(t *testing.T, _ *page, store client) error {
 		t.Helper()
-		_, err := store.Processed().PurgeProcessedBefore(t.Context(), nil, time.Now())
+		_, err := store.processed.PurgeProcessedBefore(t.Context(), nil, time.Now())
 		return err
 	}},
 }
 
-func publishTo(t *testing.T, store *pgxstore.Store, n int) error {
+func publishTo(t *testing.T, store client, n int) error {
 	t.Helper()
 	msgs := make([]*message.Message, n)
 	for i := range msgs {
 		msgs[i] = message.NewMessage(watermill.NewUUID(), []byte("payload"))
 		outbox.SetKey(msgs[i], "key")
 	}
-	return store.InTx(t.Context(), func(_ context.Context, tx pgx.Tx) error {
-		return store.Publisher(tx).Publish("topic", msgs...)
+	return store.RunInTx(t.Context(), func(_ context.Context, tx any) error {
+		return outbox.PublisherWithTx(store.sqlStore, tx).Publish("topic", msgs...)
 	})
 }
 
-// listen hears itself.
-func listen(t *testing.T, _ *page, store *pgxstore.Store) error {
+// listen hears itself, where the store does.
+func listen(t *testing.T, _ *page, store client) error {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	err := store.Notify(ctx, cancel)
+	err := store.sqlStore.(outbox.Notifier).Notify(ctx, cancel) //nolint:errcheck // tryEverything has looked
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -226,7 +277,7 @@ func listen(t *testing.T, _ *page, store *pgxstore.Store) error {
 }
 
 // relay claims, and settles in all the ways there are, renews its leases, and finds what was inserted by hand.
-func relay(t *testing.T, p *page, store *pgxstore.Store) error {
+func relay(t *testing.T, p *page, store client) error {
 	t.Helper()
 	missed := make(chan struct{})
 	var once sync.Once
@@ -309,7 +360,7 @@ func (p *page) awaitRenewal(t *testing.T) {
 }
 
 // forward has a Forwarder do it.
-func forward(t *testing.T, p *page, store *pgxstore.Store) error {
+func forward(t *testing.T, p *page, store client) error {
 	t.Helper()
 	if err := store.CheckSchema(t.Context()); err != nil { // a Forwarder would try for half a second
 		return err
@@ -318,7 +369,7 @@ func forward(t *testing.T, p *page, store *pgxstore.Store) error {
 	defer end()
 	require.NoError(t, publishTo(t, admin, 10))
 	errRefused := errors.New("refused")
-	forwarder, err := outbox.NewForwarder(store, refusing{errRefused}, outbox.WithLogger(watermill.NopLogger{}),
+	forwarder, err := outbox.NewForwarder(store.sqlStore, refusing{errRefused}, outbox.WithLogger(watermill.NopLogger{}),
 		outbox.WithRetention(time.Hour), outbox.WithPermanentError(func(err error) bool { return errors.Is(err, errRefused) }))
 	require.NoError(t, err)
 	if _, err = forwarder.Drain(t.Context()); errors.Is(err, errRefused) {
@@ -333,7 +384,7 @@ type refusing struct{ err error }
 func (r refusing) Publish(string, ...*message.Message) error { return r.err }
 func (refusing) Close() error                                { return nil }
 
-func inspect(t *testing.T, _ *page, store *pgxstore.Store) error {
+func inspect(t *testing.T, _ *page, store client) error {
 	t.Helper()
 	_, listErr := store.ListFailed(t.Context(), "", 10)
 	_, countErr := store.CountFailed(t.Context())
@@ -349,11 +400,11 @@ func (p *page) setAside(t *testing.T) string {
 	return "1"
 }
 
-func deduplicate(t *testing.T, _ *page, store *pgxstore.Store) error {
+func deduplicate(t *testing.T, _ *page, store client) error {
 	t.Helper()
 	var errs []error
 	for name, opts := range map[string][]outbox.DeduplicatorOption{"inside": nil, "elsewhere": {outbox.WithEffectElsewhere()}} {
-		dedup, err := outbox.NewDeduplicator(store.Processed(), name, opts...)
+		dedup, err := outbox.NewDeduplicator(store.processed, name, opts...)
 		require.NoError(t, err)
 		id, calls := watermill.NewUUID(), 0
 		handle := dedup.Middleware(func(*message.Message) ([]*message.Message, error) { calls++; return nil, nil })
@@ -372,29 +423,37 @@ func deduplicate(t *testing.T, _ *page, store *pgxstore.Store) error {
 func TestPrivileges_OnThePageAreWhatEachRoleNeeds(t *testing.T) {
 	t.Parallel()
 	for _, server := range []pgtest.Server{pgtest.V15, pgtest.V18} {
-		t.Run(server.Name, func(t *testing.T) {
-			t.Parallel()
-			p := newPage(t, server)
-			require.Len(t, p.roles, 5)
-			store, end := p.as(t, migrating)
-			defer end()
-			for _, g := range p.grants {
-				if g.role == migrating {
-					require.Equal(t, insufficientPrivilege, sqlstore.SQLState(store.Migrate(t.Context())), "before %s", g)
-					p.run(t, "GRANT", "TO", g)
+		for kind := range clients {
+			t.Run(server.Name+"/"+kind, func(t *testing.T) {
+				t.Parallel()
+				p := newPage(t, server, kind)
+				require.Len(t, p.roles, 5)
+				p.grantAll(t)
+				for _, role := range []string{publishing, relaying, handling, inspecting} {
+					t.Run(role, func(t *testing.T) { p.tryEverything(t, role) })
 				}
-			}
-			require.NoError(t, store.Migrate(t.Context()))
-			pgtest.Exec(t, server, "SELECT setval('"+p.schema+".outbox_messages_id_seq', 1000)") // leaves ids to insert by hand
-			for _, g := range p.grants {
-				if g.role != migrating {
-					p.run(t, "GRANT", "TO", g)
-				}
-			}
-			for _, role := range []string{publishing, relaying, handling, inspecting} {
-				t.Run(role, func(t *testing.T) { p.tryEverything(t, role) })
-			}
-		})
+			})
+		}
+	}
+}
+
+// grantAll has the tables made by who migrates, and grants all the others need.
+func (p *page) grantAll(t *testing.T) {
+	t.Helper()
+	store, end := p.as(t, migrating)
+	defer end()
+	for _, g := range p.grants {
+		if g.role == migrating {
+			require.Equal(t, insufficientPrivilege, sqlstore.SQLState(store.Migrate(t.Context())), "before %s", g)
+			p.run(t, "GRANT", "TO", g)
+		}
+	}
+	require.NoError(t, store.Migrate(t.Context()))
+	pgtest.Exec(t, p.server, "SELECT setval('"+p.schema+".outbox_messages_id_seq', 1000)") // leaves ids to insert by hand
+	for _, g := range p.grants {
+		if g.role != migrating {
+			p.run(t, "GRANT", "TO", g)
+		}
 	}
 }
 
@@ -408,6 +467,9 @@ func (p *page) tryEverything(t *testing.T, role string) {
 	}
 	var own []task
 	for _, task := range tasks {
+		if task.name == "listen" && !p.hears {
+			continue
+		}
 		err := attempt(task)
 		if slices.Contains(task.may, role) {
 			require.NoError(t, err, "%s: %s", role, task.name)
