@@ -115,12 +115,19 @@ func (p *process) wait(t *testing.T) error {
 // gaveUp is the status of a process that has panicked, by Go, or whose Forwarder has ended though nobody has told it to.
 const gaveUp = 2
 
-// checkEnd checks that a process has ended as one may that was killed, that could not start or that somebody told to end.
+// checkEnd checks that a process has ended as one may that was killed, that could not start or that somebody told to end. One
+// that was told before it listened to signals has ended in order, too.
 func (p *process) checkEnd(t *testing.T, err error) error {
 	t.Helper()
 	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == gaveUp {
+	if !errors.As(err, &exit) {
+		return err
+	}
+	if exit.ExitCode() == gaveUp {
 		t.Errorf("%s has panicked or given up: see its log", p.incarnation())
+	}
+	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() && status.Signal() == syscall.SIGTERM {
+		return nil
 	}
 	return err
 }
