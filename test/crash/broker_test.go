@@ -22,9 +22,8 @@ type broker struct {
 	mu       sync.Mutex
 	answered map[string]bool
 	held     bool
-	failed   bool // the message that fails, at least once
-	passed   bool // one that was sent after that got through
-	relented bool
+	failures int  // of the message that fails
+	relented bool // it fails no more
 }
 
 func (j job) brokerFile() string { return filepath.Join(j.Folder, "broker-"+j.Run+".log") }
@@ -39,12 +38,11 @@ var (
 	errRefused     = errors.New("the broker refuses this message")
 )
 
-// Publish refuses one message for good. Another fails until one that was sent after it has got through, and once more: the
-// first failures are not held against it, and the last one is an attempt, which the relay writes down.
+// Publish refuses one message for good. Another fails until that is held against it, which the relay writes down: it does so
+// when it has seen one get through that it had sent in between.
 func (b *broker) Publish(_ string, msgs ...*message.Message) error {
 	for _, msg := range msgs {
-		late, err := b.answer(msg.UUID)
-		if err != nil {
+		if err := b.answer(msg.UUID); err != nil {
 			return err
 		}
 		b.trap.at("before Publish")
@@ -53,32 +51,42 @@ func (b *broker) Publish(_ string, msgs ...*message.Message) error {
 		}
 		b.trap.at("after Publish")
 		b.mu.Lock()
-		b.passed = b.passed || late
 		b.count(msg.UUID)
 		b.mu.Unlock()
 	}
 	return nil
 }
 
-// answer decides what becomes of a message. late tells whether another has failed before it was sent.
-func (b *broker) answer(uuid string) (late bool, err error) {
+// maxFailures ends the failures where nothing is left that could get through in between.
+const maxFailures = 10
+
+// relent is called when a failure was held against the message that fails.
+func (b *broker) relent() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.relented = true
+}
+
+// answer decides what becomes of a message.
+func (b *broker) answer(uuid string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	name := strings.TrimPrefix(uuid, b.Run)
 	switch {
 	case name == refused:
 		b.count(uuid)
-		return false, errRefused
+		return errRefused
 	case b.trap == nil: // the test's own broker has no other whims
 	case b.Hold && !b.held:
 		b.held = true
 		b.mu.Unlock()
 		select {} // until the crash
 	case name == failing && !b.relented:
-		b.failed, b.relented = true, b.passed
-		return false, errUnavailable
+		b.failures++
+		b.relented = b.failures == maxFailures
+		return errUnavailable
 	}
-	return b.failed, nil
+	return nil
 }
 
 // count closes all when everything has been answered. The caller holds mu.

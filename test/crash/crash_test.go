@@ -37,13 +37,19 @@ func points(kind string) (all []job) {
 		"before Release", "after Release", "before read", "after read")
 	add(relay, 1, around("take slots", "delete", "give up slots")...)
 	add(relay, 3, "after Claim", "before Publish", "after Publish", "before Settle", "after Settle")
-	add(relay, 3, around("delete")...)
+	add(relay, 2, around("delete")...)
 	if kind == kindSQLite { // what fails or is set aside is a transaction of several statements, all else commits by itself
 		add(relay, 1, around("archive", "retry", "commit")...)
 		add(relay, 1, "committing take slots", "committing delete", "committing give up slots")
 	} else { // that is one statement, and there are others to share with
 		add(relay, 1, around("settle", "appear", "leave")...)
 	}
+	keeping, marks := job{Role: roleRelay, Keep: true}, []string{"settle"}
+	if kind == kindSQLite {
+		marks = []string{"archive", "delete", "commit"}
+	}
+	add(keeping, 1, around(marks...)...)
+	add(keeping, 2, around(marks...)...)
 	relay.Hold = true
 	add(relay, 1, around("renew slots")...)
 
@@ -65,7 +71,13 @@ func around(statements ...string) (names []string) {
 	return names
 }
 
-func (j job) String() string { return fmt.Sprintf("%s/%s_%d", j.Role, j.At.Point, j.At.Nth) }
+func (j job) String() string {
+	role := j.Role
+	if j.Keep {
+		role += " that keeps"
+	}
+	return fmt.Sprintf("%s/%s_%d", role, j.At.Point, j.At.Nth)
+}
 
 func TestPromises_Hold_WhenAProcessCrashesAtAPoint(t *testing.T) {
 	t.Parallel()

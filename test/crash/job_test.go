@@ -29,6 +29,7 @@ type job struct {
 	Due      int    `json:"due"`      // how many messages there are to be relayed
 	// Hold has the broker not answer the first message, so that the relay lives until it renews its leases.
 	Hold   bool   `json:"hold"`
+	Keep   bool   `json:"keep"`   // what was published, in the archive
 	Broken string `json:"broken"` // in which way, see broken_test.go; empty for what is tested
 	At     target `json:"at"`
 }

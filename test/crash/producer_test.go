@@ -19,6 +19,8 @@ type transaction struct {
 	rollsBack bool
 }
 
+// What is committed is 18 messages: with maxInFlight in a mark, at least three marks, of which two have neither the message
+// that fails nor the one that is refused.
 var transactions = []transaction{
 	{calls: [][]string{{"a1"}}},
 	{calls: [][]string{{"a2", "b1"}, {"c1"}}},
@@ -26,6 +28,7 @@ var transactions = []transaction{
 	{calls: [][]string{{"b2"}, {"c2", "-1"}}},
 	{calls: [][]string{{"a3", "b3", "c3", refused}}},
 	{calls: [][]string{{"b4"}, {"c4"}, {"a4"}}},
+	{calls: [][]string{{"a5", "b5", "c5", "a6"}}},
 }
 
 const (

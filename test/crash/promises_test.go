@@ -18,7 +18,9 @@ type outcome struct {
 	inFlight  []string // published, and not marked yet, at the crash
 	left      []string // in the outbox
 	setAside  []string
-	lost      int // leases, since the machine was too slow: what is in flight then may be published again, too
+	keeps     bool     // what was published is to be in the archive
+	kept      []string // and this is
+	lost      int      // leases, since the machine was too slow: what is in flight then may be published again, too
 }
 
 // check returns an error for each promise that was broken.
@@ -55,6 +57,20 @@ func (o *outcome) check() error {
 	}
 	if len(o.left) > 0 {
 		wrong("%v are left", o.left)
+	}
+	for _, id := range append(slices.Clone(o.committed), o.kept...) {
+		n, want := 0, 0
+		for _, other := range o.kept {
+			if other == id {
+				n++
+			}
+		}
+		if o.keeps && times[id] > 0 {
+			want = 1
+		}
+		if n != want {
+			wrong("%s is kept %d times, and not %d", id, n, want)
+		}
 	}
 	if !contains(o.committed, o.setAside) || len(o.setAside) > 1 {
 		wrong("%v are set aside", o.setAside)
@@ -119,6 +135,16 @@ func TestOutcome_TellsEachBrokenPromise(t *testing.T) {
 		change(&o)
 		require.ErrorContains(t, o.check(), broken)
 	}
+	o = good()
+	o.keeps, o.kept = true, []string{"7-a1", "7-a2", "7-b1", "7--1"}
+	require.NoError(t, o.check())
+	o.kept = o.kept[1:]
+	require.ErrorContains(t, o.check(), "7-a1 is kept 0 times, and not 1")
+	o.kept = append(o.kept, "7-a1", "7--2")
+	require.ErrorContains(t, o.check(), "7--2 is kept 1 times, and not 0")
+	o = good()
+	o.kept = []string{"7-a1"}
+	require.ErrorContains(t, o.check(), "7-a1 is kept 1 times, and not 0")
 }
 
 func TestCheckEffects_TellsLostAndRepeatedEffects(t *testing.T) {

@@ -22,7 +22,7 @@ func (j job) relay(db *database, t *trap) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, broker.Close()) }()
-	forwarder, err := newForwarder(j.withPoints(db.store, t), broker, func() { tell(saysLost) })
+	forwarder, err := j.newForwarder(j.withPoints(db.store, t), broker, func() { tell(saysLost) })
 	if err != nil {
 		return err
 	}
@@ -44,7 +44,7 @@ func (j job) relayRest(ctx context.Context, db *database) (lost int, err error) 
 	}
 	defer func() { err = errors.Join(err, broker.Close()) }()
 	losses := make(chan struct{}, 100)
-	forwarder, err := newForwarder(db.store, broker, func() { losses <- struct{}{} })
+	forwarder, err := j.newForwarder(db.store, broker, func() { losses <- struct{}{} })
 	if err != nil {
 		return 0, err
 	}
@@ -66,17 +66,29 @@ func (j job) relayRest(ctx context.Context, db *database) (lost int, err error) 
 	}
 }
 
-func newForwarder(store outbox.Store, broker *broker, lost func()) (*outbox.Forwarder, error) {
+func (j job) newForwarder(store outbox.Store, broker *broker, lost func()) (*outbox.Forwarder, error) {
 	observe := func(_ context.Context, event outbox.Event) {
-		if e, ok := event.(outbox.LeaseLostEvent); ok && e.Err != nil {
-			lost()
+		switch e := event.(type) {
+		case outbox.LeaseLostEvent:
+			if e.Err != nil {
+				lost()
+			}
+		case outbox.FailedEvent:
+			if e.Counted {
+				broker.relent()
+			}
 		}
 	}
-	return outbox.NewForwarder(store, broker,
+	opts := []outbox.Option{
 		outbox.WithBatchSize(4), outbox.WithMaxInFlight(maxInFlight), outbox.WithConcurrency(2),
-		outbox.WithPollInterval(20*time.Millisecond), outbox.WithRetryBackoff(time.Millisecond, 10*time.Millisecond),
+		outbox.WithPollInterval(20 * time.Millisecond), outbox.WithRetryBackoff(time.Millisecond, 10*time.Millisecond),
 		outbox.WithPermanentError(func(err error) bool { return errors.Is(err, errRefused) }),
-		outbox.WithObserver(outbox.ObserverFunc(observe)), outbox.WithLogger(watermill.NopLogger{}))
+		outbox.WithObserver(outbox.ObserverFunc(observe)), outbox.WithLogger(watermill.NopLogger{}),
+	}
+	if j.Keep {
+		opts = append(opts, outbox.WithRetention(time.Hour))
+	}
+	return outbox.NewForwarder(store, broker, opts...)
 }
 
 // withPoints returns the store with points around what a Forwarder calls.

@@ -91,7 +91,7 @@ func (w *world) recover(ctx context.Context, j job, end ending) (o outcome, err 
 	if err := j.waitUntilGone(ctx, db); err != nil {
 		return o, err
 	}
-	o = outcome{run: j.Run}
+	o = outcome{run: j.Run, keeps: j.Keep}
 	if o.inFlight, err = j.inFlight(ctx, db); err != nil {
 		return o, err
 	}
@@ -125,11 +125,12 @@ func (j job) inFlight(ctx context.Context, db *database) ([]string, error) {
 // read reads the rest of the outcome.
 func (o *outcome) read(ctx context.Context, j job, db *database) (err error) {
 	table := map[string]string{roleProduce: "orders", roleRelay: "orders", roleConsume: "effects"}[j.Role]
-	var errs [4]error
+	var errs [5]error
 	o.committed, errs[0] = j.those(ctx, db, "SELECT uuid FROM "+table)
 	o.left, errs[1] = db.query(ctx, "SELECT uuid FROM outbox_messages")
 	o.setAside, errs[2] = j.those(ctx, db, "SELECT uuid FROM outbox_archive WHERE status = 'failed'")
-	o.published, errs[3] = j.published()
+	o.kept, errs[3] = j.those(ctx, db, "SELECT uuid FROM outbox_archive WHERE status = 'processed'")
+	o.published, errs[4] = j.published()
 	return errors.Join(errs[:]...)
 }
 
