@@ -23,6 +23,7 @@ func leasePromises() []promise {
 		{name: "LetsAKeyGoOn_WhenALateOutcomeEndsTheMessageItWaitsFor", check: leaseLetsAKeyGoOn},
 		{name: "ShowsAllPendingMessages_WhenItIsRegained", check: leaseShowsAllWhenRegained},
 		{name: "KeepsNewerClaims_WhenOutcomesOfLostOnesComeLate", check: leaseKeepsNewerClaims},
+		{name: "SettlesTwoClaimsOfOneMessageTogether", check: leaseSettlesTwoClaims},
 		{name: "IsOwnedUntilTheClaimEnds", check: leaseIsOwned},
 		{name: "IsOwnedNoMore_WhenAnotherInstanceHasIt", check: leaseIsOwnedNoMore},
 		{name: "TellsObserversOfItsGainAndLoss", check: leaseTellsObservers},
@@ -318,6 +319,51 @@ func leaseKeepsNewerClaims(e *env) {
 	e.settle(a, processed(newer[1])...)
 	e.release(a)
 	e.nothing(e.open(), "all are processed")
+}
+
+// Two calls that were under way when the lease was lost, and after it was regained, return at once. What was published or set
+// aside is done, whatever is told of the other.
+func leaseSettlesTwoClaims(e *env) {
+	a, b := e.openLeased(), e.openLeased()
+	names := numbered("m", 7)
+	e.saveNumbered(a, "", "m", len(names))
+	lost := e.await(a, names...)
+	e.expire(a)
+	e.await(b, names...)
+	e.awaitLoss(a, lost[len(lost)-1])
+	e.release(b)
+	newer := e.await(a, names...)
+	of := func(m outbox.Message, status outbox.MessageStatus, archive bool) outbox.Outcome {
+		o := outbox.Outcome{ID: m.ID, Status: status, Archive: archive}
+		if status != outbox.StatusProcessed {
+			o.Err = errBroker
+		}
+		return o
+	}
+	err := a.Settle(e.ctx,
+		of(lost[0], outbox.StatusProcessed, false), of(newer[0], outbox.StatusPending, false),
+		of(lost[1], outbox.StatusPending, false), of(newer[1], outbox.StatusProcessed, false),
+		of(lost[2], outbox.StatusProcessed, false), of(newer[2], outbox.StatusProcessed, false),
+		of(lost[3], outbox.StatusProcessed, true), of(newer[3], outbox.StatusProcessed, true),
+		of(lost[4], outbox.StatusFailed, false), of(newer[4], outbox.StatusPending, false),
+		of(lost[5], outbox.StatusProcessed, true), of(newer[5], outbox.StatusFailed, false),
+	)
+	if !errors.Is(err, outbox.ErrNotClaimed) { // which a claim may be no more when the other has been settled
+		require.NoError(e, err)
+	}
+	for i := range 6 {
+		require.False(e, a.Owned(newer[i].ID), "Owned of a message of which one claim was processed or set aside")
+	}
+	e.settle(a, of(lost[6], outbox.StatusPending, false), of(newer[6], outbox.StatusPending, false))
+	e.drain(a, names[6])
+	e.release(a)
+	e.nothing(e.open(), "all others are processed or set aside")
+	if i, ok := a.(outbox.Inspector); ok {
+		failed, err := i.ListFailed(e.ctx, "", len(names))
+		require.NoError(e, err)
+		require.Len(e, failed, 1, "messages that were set aside")
+		require.Equal(e, names[4], failed[0].UUID)
+	}
 }
 
 func leaseIsOwned(e *env) {

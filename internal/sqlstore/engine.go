@@ -91,7 +91,7 @@ type Engine struct {
 	// the one of historyBegan.
 	generation, historyBegan int
 	leases                   map[int]time.Time // slot → end by the local monotonic clock, a little before the database's
-	clockDiff                time.Duration     // what the database's clock is ahead of ours
+	databaseTime, toldAt     time.Time         // what the database's clock said, and when
 	tell                     func(outbox.Event)
 	events                   []outbox.Event          // not told yet
 	stopBeat                 context.CancelFunc      // nil while there is no heartbeat

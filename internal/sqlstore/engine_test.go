@@ -280,7 +280,7 @@ func TestEngine_LosesNoDelayedMessage_WhenTheClockIsSetBackBetweenTwoReads(t *te
 			if query == "read_due" {
 				db.before = func(string) error { return nil }
 				e.mu.Lock()
-				e.clockDiff = -500 * time.Millisecond
+				e.databaseTime = e.databaseTime.Add(-500 * time.Millisecond)
 				e.mu.Unlock()
 				db.commit(1, "a")
 				db.rows[1] = stored{due: time.Now().Add(-500*time.Millisecond + dueInterval/2)}

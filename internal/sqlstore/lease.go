@@ -190,7 +190,7 @@ func (e *Engine) slots(ctx context.Context, query string, args ...any) ([]int, e
 			return false, err
 		}
 		e.mu.Lock()
-		e.clockDiff = time.Until(databaseNow)
+		e.databaseTime, e.toldAt = databaseNow, time.Now()
 		e.mu.Unlock()
 		return true, nil
 	})

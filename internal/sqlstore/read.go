@@ -159,11 +159,15 @@ func (e *Engine) readRuns(p *page, runs []scan.Run, n, maxBytes int) []Query {
 	return []Query{e.pageQuery(p, "read_runs", n, maxBytes, e.dialect.Batch(from, to)...)}
 }
 
-// databaseNow is the database's time, going by what it was when slots were last taken or renewed.
+// databaseNow is the database's time, going by what it was when slots were last taken or renewed. What has passed since goes by
+// the monotonic clock, which nobody sets.
 func (e *Engine) databaseNow() time.Time {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return time.Now().Add(e.clockDiff)
+	if e.toldAt.IsZero() {
+		return time.Now()
+	}
+	return e.databaseTime.Add(time.Since(e.toldAt))
 }
 
 // passedNow is by what a read by id tells whether a row is delayed or due: a time that readDue has not passed, or nobody

@@ -1,9 +1,11 @@
 package sqlstore
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/watermill-outbox/outbox"
 	"github.com/watermill-outbox/outbox/internal/claim"
@@ -24,8 +26,10 @@ func (e *Engine) Settle(ctx context.Context, outcomes ...outbox.Outcome) error {
 		return e.fail("settle", err)
 	}
 	e.mu.Lock()
+	for _, o := range outcomes {
+		delete(e.orphans, o.ID)
+	}
 	for _, s := range known {
-		delete(e.orphans, s.msg.ID)
 		switch {
 		case !e.isOfThisHistory(s.msg.ID): // the row's id may be another message's now
 		case s.outcome.Status == outbox.StatusPending:
@@ -61,7 +65,34 @@ func (e *Engine) claimed(outcomes []outbox.Outcome) (known []settlement, unknown
 			unknown = append(unknown, o.ID)
 		}
 	}
+	if len(e.orphans) > 0 {
+		known = onePerRow(known)
+	}
 	return known, unknown
+}
+
+// onePerRow leaves one outcome where a row has several, of claims under leases that were lost: what was published or set aside
+// is done, whatever else is told, and the newest claim is the one that goes on. A statement that gets a row twice would fail,
+// or do the half.
+func onePerRow(all []settlement) []settlement {
+	kept, at := all[:0], make(map[int64]int, len(all))
+	for _, s := range all {
+		i, again := at[s.id]
+		switch {
+		case !again:
+			at[s.id] = len(kept)
+			kept = append(kept, s)
+		case cmp.Or(cmp.Compare(s.finality(), kept[i].finality()),
+			cmp.Compare(claim.Generation(s.msg.ID), claim.Generation(kept[i].msg.ID))) > 0:
+			kept[i] = s
+		}
+	}
+	return kept
+}
+
+// finality orders outcomes by how much they end.
+func (s *settlement) finality() int {
+	return slices.Index([]outbox.MessageStatus{outbox.StatusPending, outbox.StatusFailed, outbox.StatusProcessed}, s.outcome.Status)
 }
 
 // claimedMessage returns a claimed message, also if its lease was lost since. The caller holds mu.
