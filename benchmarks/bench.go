@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -22,13 +23,12 @@ import (
 )
 
 // runCommand runs scenarios.
-
 type runCommand struct {
 	Quick       bool     `help:"Only what the README shows, with smaller backlogs: under five minutes."`
 	Only        []string `help:"Only these scenarios." placeholder:"SCENARIO"`
 	Peers       []string `help:"Only these peers; this project is \"outbox\"." placeholder:"PEER" sep:"none"`
 	Repetitions int      `default:"3" help:"How often each peer has its turn, at least 3 for a result worth showing."`
-	Seed        int64    `default:"1" help:"For what is drawn: who has the first turn, and how long silences are."`
+	Seed        int64    `default:"1" help:"For what is drawn: the order of turns, and how long silences are."`
 	Profiles    string   `help:"A folder for profiles of processor time of all relays that are Go programs." type:"existingdir"`
 	Out         string   `default:"results.json" help:"The file to write."`
 }
@@ -61,6 +61,9 @@ func (c *runCommand) Run() (err error) {
 	if err != nil {
 		return err
 	}
+	if err := result.CheckWritable(c.Out); err != nil {
+		return err
+	}
 	b, err := newBench(ctx, c.Seed)
 	if err != nil {
 		return err
@@ -75,16 +78,29 @@ func (c *runCommand) Run() (err error) {
 	if len(b.result.Runs) == 0 {
 		return runErr
 	}
-	if runErr != nil {
+	out := c.Out
+	if runErr != nil { // it must not take the place of one that is whole
 		b.result.Mode += ", interrupted"
+		out += ".interrupted"
 	}
 	b.result.Took = time.Since(began).Seconds()
 	b.result.Ratios = ratios(b.result.Runs)
-	if err := b.result.Write(c.Out); err != nil {
-		return errors.Join(runErr, err)
-	}
 	fmt.Print(b.result.Markdown()) //nolint:forbidigo // what the command is for
-	return runErr
+	return errors.Join(runErr, b.result.Write(out), failures(b.result.Runs))
+}
+
+// failures is an error if a turn has failed.
+func failures(runs []result.Run) error {
+	failed := 0
+	for _, run := range runs {
+		if run.Error != "" {
+			failed++
+		}
+	}
+	if failed == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d of %d turns have failed; the errors are above, and in the result", failed, len(runs))
 }
 
 func (c *runCommand) selected() ([]scenario, error) {
@@ -94,7 +110,11 @@ func (c *runCommand) selected() ([]scenario, error) {
 	}
 	for _, name := range c.Only {
 		if !slices.ContainsFunc(all, func(s scenario) bool { return s.name == name }) {
-			return nil, fmt.Errorf("there is no scenario %q", name)
+			var names []string
+			for _, s := range all {
+				names = append(names, s.name)
+			}
+			return nil, fmt.Errorf("there is no scenario %q among these: %s; --quick has some of all", name, strings.Join(names, ", "))
 		}
 	}
 	for _, name := range c.Peers {
@@ -111,6 +131,9 @@ func (c *runCommand) selected() ([]scenario, error) {
 			s.peers = slices.DeleteFunc(slices.Clone(s.peers), func(p peer.Peer) bool { return !slices.Contains(c.Peers, p.Name) })
 		}
 		chosen = append(chosen, s)
+	}
+	if c.Repetitions < 1 || !slices.ContainsFunc(chosen, func(s scenario) bool { return len(s.peers) > 0 }) {
+		return nil, errors.New("these flags leave nothing to run")
 	}
 	return chosen, nil
 }
@@ -193,7 +216,8 @@ func (b *bench) warmUp(ctx context.Context) error {
 	return err
 }
 
-// runAll has each peer take its turn in each repetition, and a different one begin each time. What fails is in the result.
+// runAll has each peer take its turn in each repetition, in an order that is drawn: none is always the one behind another,
+// and pays for what that has left to the servers. What fails is in the result.
 func (b *bench) runAll(ctx context.Context, scenarios []scenario, repetitions int) error {
 	turns := 0
 	for _, s := range scenarios {
@@ -205,10 +229,9 @@ func (b *bench) runAll(ctx context.Context, scenarios []scenario, repetitions in
 		return fmt.Errorf("warming Kafka up: %w", err)
 	}
 	for _, s := range scenarios {
-		first := b.rng.IntN(max(len(s.peers), 1))
 		for repetition := range repetitions {
-			for turn := range s.peers {
-				p := s.peers[(first+turn+repetition)%len(s.peers)]
+			for _, i := range b.rng.Perm(len(s.peers)) {
+				p := s.peers[i]
 				bar.Describe(s.name + ", " + p.Name)
 				run := result.Run{Scenario: s.name, Peer: p.Name, Repetition: repetition + 1, Started: time.Now()}
 				if err := b.runOne(ctx, s, p, &run); err != nil {
@@ -248,13 +271,14 @@ func (b *bench) outbox(ctx context.Context, p peer.Peer) (peer.Outbox, error) {
 	if err != nil {
 		return nil, err
 	}
+	err = o.Create(ctx)
+	if server, ok := o.(peer.Server); ok && err == nil {
+		err = server.Start(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, o.Close())
+	}
 	b.outboxes[p.Name] = o
-	if err := o.Create(ctx); err != nil {
-		return nil, err
-	}
-	if server, ok := o.(peer.Server); ok {
-		return o, server.Start(ctx)
-	}
 	return o, nil
 }
 

@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -54,23 +57,50 @@ func (d drain) run(ctx context.Context, b *bench, p peer.Peer, o peer.Outbox) (m
 	if _, err := b.env.Pool.Exec(ctx, "ANALYZE"); err != nil {
 		return nil, err
 	}
+	return b.relayBacklog(ctx, d, p, o, n)
+}
+
+// relayBacklog relays n messages that wait, and checks that all of them were published.
+func (b *bench) relayBacklog(ctx context.Context, d drain, p peer.Peer, o peer.Outbox, n int) (m metrics, err error) {
 	var relays []*relayProcess
-	defer func() {
+	stop := func() (err error) {
 		for _, r := range relays {
-			if stopped := r.stop(ctx); err == nil {
-				err = stopped
-			}
+			err = errors.Join(err, r.stop(ctx))
 		}
-	}()
-	for range max(d.instances, 1) {
-		r, err := b.startRelay(ctx, p, o, d.publisher)
+		relays = nil
+		return err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	kafka := d.publisher == "kafka"
+	published, files := newBitmap(n), []string{}
+	for i := range max(d.instances, 1) {
+		var more []string
+		if !kafka {
+			files = append(files, filepath.Join(b.scratch, fmt.Sprintf("published-%d", i)))
+			more = []string{"--messages", strconv.Itoa(n), "--seen", files[i]}
+		}
+		r, err := b.startRelay(ctx, p, o, d.publisher, more...)
 		if err != nil {
 			return nil, err
 		}
 		r.ResetPeak()
 		relays = append(relays, r)
 	}
-	return b.watch(ctx, relays, d.publisher == "kafka", n)
+	if m, err = b.watch(ctx, relays, kafka, n); err != nil || kafka {
+		return m, err
+	}
+	if err := stop(); err != nil {
+		return nil, err
+	}
+	for _, file := range files {
+		if err := published.read(file); err != nil {
+			return nil, err
+		}
+	}
+	if found := published.count(); found != n {
+		return nil, fmt.Errorf("of %d messages %d were lost", n, n-found)
+	}
+	return m, nil
 }
 
 // fill commits a backlog: by SQL, or as the application does, with many messages in a transaction.
@@ -112,6 +142,7 @@ func (b *bench) watch(ctx context.Context, relays []*relayProcess, kafka bool, n
 		return nil, err
 	}
 	m := end.since(begin)
+	m["messages"] = float64(n)
 	for _, r := range relays {
 		peak, err := r.Peak()
 		if err != nil {

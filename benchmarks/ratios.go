@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/watermill-outbox/outbox/benchmarks/peer"
@@ -42,26 +43,47 @@ func goals() []goal {
 	return all
 }
 
-// ratios compares what was measured, in the order of the goals. A comparison that was not to be made in these runs is left
-// out; one that was, and for which there are no figures, has missed its goal.
+// project has the peer that is ours, in scenarios where that is something else than an outbox.
+var project = map[string]string{
+	"consumer": "Deduplicator", "sqlite": "outbox, SQLite", "sqlite-caller": "outbox, SQLite",
+}
+
+// compared are the metrics that are compared with each peer.
+var compared = []string{"rate_per_s", "p50_ms", "p99_ms", "cpu_s_per_million", "wal_bytes", "handlers_per_s"}
+
+// ratios compares what was measured: first what there are goals for, in their order, and then all else. A comparison that was
+// not to be made in these runs is left out; one that was, and for which there are no figures, has missed its goal, and so has
+// one in which ours has failed.
 func ratios(runs []result.Run) []result.Ratio {
-	ran := func(scenario string, p peer.Peer) bool {
-		return slices.ContainsFunc(runs, func(r result.Run) bool { return r.Scenario == scenario && r.Peer == p.Name })
+	find := func(scenario, peer string, failed bool) bool {
+		return slices.ContainsFunc(runs, func(r result.Run) bool {
+			return r.Scenario == scenario && r.Peer == peer && (!failed || r.Error != "")
+		})
 	}
-	var all []result.Ratio
+	all := []result.Ratio{}
 	for _, g := range goals() {
-		if r, ok := result.Compare(runs, g.scenario, g.metric, peer.Ours.Name, g.theirs.Name); ok {
-			all = append(all, r.WithGoal(g.goal))
-		} else if ran(g.scenario, peer.Ours) && ran(g.scenario, g.theirs) {
-			r = result.Ratio{
-				Name: g.scenario + "." + g.theirs.Name + "." + g.metric, Scenario: g.scenario, Metric: g.metric,
-				Ours: peer.Ours.Name, Theirs: g.theirs.Name,
-			}.WithGoal(g.goal)
-			r.Met = false
-			all = append(all, r)
+		if !find(g.scenario, peer.Ours.Name, false) || !find(g.scenario, g.theirs.Name, false) {
+			continue
+		}
+		r, ok := result.Compare(runs, g.scenario, g.metric, peer.Ours.Name, g.theirs.Name)
+		if !ok {
+			r = result.NewRatio(g.scenario, g.metric, peer.Ours.Name, g.theirs.Name)
+		}
+		r = r.WithGoal(g.goal)
+		r.Met = r.Met && ok && !find(g.scenario, peer.Ours.Name, true)
+		all = append(all, r)
+	}
+	all = append(all, backlogRatios(runs)...)
+	for _, run := range runs {
+		ours := cmp.Or(project[run.Scenario], peer.Ours.Name)
+		for _, metric := range compared {
+			r, ok := result.Compare(runs, run.Scenario, metric, ours, run.Peer)
+			if ok && run.Peer != ours && !slices.ContainsFunc(all, func(other result.Ratio) bool { return other.Name == r.Name }) {
+				all = append(all, r)
+			}
 		}
 	}
-	return append(all, backlogRatios(runs)...)
+	return all
 }
 
 // backlogRatios are of ten million messages: the last million against the first, and memory against its bound.
@@ -74,7 +96,10 @@ func backlogRatios(runs []result.Run) []result.Ratio {
 		if len(values) == 0 {
 			return
 		}
-		r := result.Ratio{Name: "backlog-10m." + metric, Scenario: "backlog-10m", Metric: metric, Ours: peer.Ours.Name, Theirs: theirs}
+		r := result.Ratio{
+			Name: "backlog-10m." + metric, Scenario: "backlog-10m", Metric: metric, Ours: peer.Ours.Name, Theirs: theirs,
+			Repetitions: len(values),
+		}
 		r.Value, r.Low, r.High = result.Median(values)
 		r.Value, r.Low, r.High = r.Value/divisor, r.Low/divisor, r.High/divisor
 		all = append(all, r.WithGoal(g))

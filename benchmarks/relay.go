@@ -33,12 +33,18 @@ type relayCommand struct {
 	Topic       string `required:""`
 	Publisher   string `enum:"kafka,noop,slow" required:""`
 	Concurrency int    `required:""`
+	Messages    int    // how many there are, if Seen is to tell which of them were published
+	Seen        string // a file for that
 	Profile     string // a file for a profile of processor time
 }
 
 func (c *relayCommand) Run() error {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
+	go func() { // who has started it may be killed: then this ends, too
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
 	p, err := peerNamed(c.Peer)
 	if err != nil {
 		return err
@@ -52,7 +58,7 @@ func (c *relayCommand) Run() error {
 	if err != nil {
 		return err
 	}
-	published := &countingPublisher{}
+	published := &countingPublisher{seen: newBitmap(c.Messages)}
 	switch c.Publisher {
 	case "kafka":
 		newPublisher := newKafkaPublisher
@@ -80,6 +86,9 @@ func (c *relayCommand) Run() error {
 	}
 	go published.tell(ctx, os.Stdout)
 	err = o.Relay(ctx, published)
+	if c.Seen != "" {
+		err = errors.Join(err, published.seen.write(c.Seen))
+	}
 	return errors.Join(err, o.Close(), published.Close())
 }
 
@@ -110,15 +119,27 @@ func (slowPublisher) Publish(_ string, msgs ...*message.Message) error {
 type countingPublisher struct {
 	message.Publisher
 
-	n atomic.Int64
+	n    atomic.Int64
+	seen bitmap // of the messages by their numbers, if there is nobody else to ask
 }
 
 func (p *countingPublisher) Publish(topic string, msgs ...*message.Message) error {
 	err := p.Publisher.Publish(topic, msgs...)
-	if err == nil {
-		p.n.Add(int64(len(msgs)))
+	if err != nil {
+		return err
 	}
-	return err
+	p.n.Add(int64(len(msgs)))
+	if len(p.seen) == 0 {
+		return nil
+	}
+	for _, msg := range msgs {
+		n, err := peer.NumberOf(msg.Payload)
+		if err != nil {
+			return err
+		}
+		p.seen.set(n)
+	}
+	return nil
 }
 
 // sampling is how often a relay and a topic are asked how many messages have been published.
@@ -149,8 +170,8 @@ type relayProcess struct {
 	stop      func(ctx context.Context) error
 }
 
-// startRelay starts a peer's relay: its own program, or this one.
-func (b *bench) startRelay(ctx context.Context, p peer.Peer, o peer.Outbox, publisher string) (*relayProcess, error) {
+// startRelay starts a peer's relay: its own program, or this one, with more arguments.
+func (b *bench) startRelay(ctx context.Context, p peer.Peer, o peer.Outbox, publisher string, more ...string) (*relayProcess, error) {
 	if server, ok := o.(peer.Server); ok {
 		if publisher != "kafka" {
 			return nil, fmt.Errorf("%s publishes to Kafka only", p.Name)
@@ -169,8 +190,11 @@ func (b *bench) startRelay(ctx context.Context, p peer.Peer, o peer.Outbox, publ
 		name := fmt.Sprintf("%s %s %d.pprof", p.Name, publisher, time.Now().UnixMilli())
 		arguments = append(arguments, "--profile", filepath.Join(b.profiles, name))
 	}
-	command := exec.Command(self, arguments...) //nolint:noctx,gosec // it is this program, and ended by a signal
+	command := exec.Command(self, append(arguments, more...)...) //nolint:noctx,gosec // it is this program, and ended by a signal
 	command.Stderr = os.Stderr
+	if _, err := command.StdinPipe(); err != nil { // whose end it takes for ours
+		return nil, err
+	}
 	out, err := command.StdoutPipe()
 	if err != nil {
 		return nil, err

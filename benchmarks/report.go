@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/watermill-outbox/outbox/benchmarks/result"
 )
@@ -19,9 +21,16 @@ func (c *reportCommand) Run() error {
 	if err != nil {
 		return err
 	}
+	if c.Readme != "" && !slices.Contains([]string{"quick", "full"}, r.Mode) {
+		return fmt.Errorf("%s is of a run of mode %q: for a README it takes a whole one", c.File, r.Mode)
+	}
 	r.Ratios = ratios(r.Runs)
 	if c.Chart != "" {
-		if err := writeChart(r, c.Chart); err != nil {
+		var chart bytes.Buffer
+		if err := r.Chart(&chart); err != nil {
+			return err
+		}
+		if err := os.WriteFile(c.Chart, chart.Bytes(), 0o644); err != nil { //nolint:gosec // for everybody to read
 			return err
 		}
 	}
@@ -30,16 +39,4 @@ func (c *reportCommand) Run() error {
 	}
 	fmt.Print(r.Markdown()) //nolint:forbidigo // what the command is for
 	return nil
-}
-
-func writeChart(r *result.Result, name string) error {
-	file, err := os.Create(name) //nolint:gosec // the user's own choice
-	if err != nil {
-		return err
-	}
-	defer file.Close() //nolint:errcheck // an error of the second Close says nothing
-	if err := r.Chart(file); err != nil {
-		return err
-	}
-	return file.Close()
 }

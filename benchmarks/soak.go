@@ -7,7 +7,6 @@ import (
 	"math"
 	"os"
 	"os/signal"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -29,21 +28,22 @@ type soakCommand struct {
 }
 
 const (
-	// leastWindows are one to warm up, and three thirds of three, of which a median is one that is not the worst.
-	leastWindows = 10
-	// stall is how long one message in a hundred may take in a window: ten times what the busiest machine has shown, and less
-	// than a lease time, for which an instance does nothing that takes its server for another.
-	stall = 2 * time.Second
-	// overdue is how old a message of the backlog is when it is taken for lost.
-	overdue = time.Minute
-	// incomplete is what a result's mode says of a run that has ended early.
+	// mostRate is how many messages a second the schedule tells apart well enough.
+	mostRate = 1_000_000
+	// settling is how long a soak may take, beyond a window, when its load is over.
+	settling = time.Minute
+)
+
+// The modes of a result say how it has ended; the error in its last run says why.
+const (
+	passed     = "soak, passed"
+	failed     = "soak, failed"
 	incomplete = "soak, incomplete"
 )
 
 func (c *soakCommand) Run() (err error) {
-	if c.Window <= 0 || c.Rate <= 0 || c.Duration < leastWindows*c.Window {
-		return fmt.Errorf("a soak is of at least one message a second, and of %d windows: %v is less than that of %v",
-			leastWindows, c.Duration, c.Window)
+	if err := c.check(); err != nil {
+		return err
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
@@ -52,37 +52,59 @@ func (c *soakCommand) Run() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	b.result.Mode = "soak"
-	ended := c.soak(ctx, b)
-	if ended != nil {
-		if ctx.Err() != nil {
-			ended = fmt.Errorf("interrupted after %d windows of %d", len(b.result.Runs), c.windows())
-		}
-		c.markIncomplete(b.result, ended)
-	}
-	b.result.Took = time.Since(b.result.Started).Seconds()
-	if err := b.result.Write(c.Out); err != nil {
-		return errors.Join(ended, err)
-	}
-	if ended != nil {
-		return fmt.Errorf("%w; %s has what was measured until then", ended, c.Out)
-	}
 	limits, err := b.limits(ctx, c.Rate)
 	if err != nil {
 		return err
 	}
-	growths, err := judge(b.result.Runs, limits)
-	for _, g := range growths {
-		fmt.Println(g) //nolint:forbidigo // what the command is for
+	mode, why := passed, c.soak(ctx, b, limits)
+	switch {
+	case why == nil:
+		var growths []growth
+		growths, why = judge(b.result.Runs, limits)
+		for _, g := range growths {
+			fmt.Println(g) //nolint:forbidigo // what the command is for
+		}
+	case ctx.Err() != nil:
+		mode, why = incomplete, fmt.Errorf("interrupted after %d windows of %d", len(b.result.Runs), c.windows())
 	}
-	return err
+	if why != nil && mode == passed {
+		mode = failed
+	}
+	conclude(b.result, mode, why)
+	if err := b.result.Write(c.Out); err != nil {
+		return errors.Join(why, err)
+	}
+	if why != nil {
+		return fmt.Errorf("%w; %s has what was measured", why, c.Out)
+	}
+	return nil
+}
+
+// check refuses what cannot be run, before anything is begun.
+func (c *soakCommand) check() error {
+	if c.Window <= 0 || c.Rate <= 0 || c.windows() < leastWindows {
+		return fmt.Errorf("a soak is of at least one message a second, and of %d windows: %v is less than that of %v",
+			leastWindows, c.Duration, c.Window)
+	}
+	if c.Rate > mostRate {
+		return fmt.Errorf("a soak is of at most %d messages a second: --rate is %d", mostRate, c.Rate)
+	}
+	if err := result.CheckWritable(c.Out); err != nil {
+		return fmt.Errorf("--out could not be written: %w", err)
+	}
+	return nil
 }
 
 func (c *soakCommand) windows() int { return int(c.Duration / c.Window) }
 
-// markIncomplete says in the mode that the run has ended early, and by an error in the last run, why.
-func (*soakCommand) markIncomplete(r *result.Result, why error) {
-	r.Mode = incomplete
+func (c *soakCommand) lasts() time.Duration { return time.Duration(c.windows()) * c.Window }
+
+// conclude puts the verdict into the result, and by an error in the last run, why it is not that all was well.
+func conclude(r *result.Result, mode string, why error) {
+	r.Mode, r.Took = mode, time.Since(r.Started).Seconds()
+	if why == nil {
+		return
+	}
 	if last := len(r.Runs) - 1; last >= 0 && r.Runs[last].Error != "" { // the bad window
 		return
 	}
@@ -92,7 +114,7 @@ func (*soakCommand) markIncomplete(r *result.Result, why error) {
 }
 
 // soak starts the relay, and ends it with what is told of it.
-func (c *soakCommand) soak(ctx context.Context, b *bench) (err error) {
+func (c *soakCommand) soak(ctx context.Context, b *bench, limits limits) (err error) {
 	o, err := b.outbox(ctx, peer.Ours)
 	if err != nil {
 		return err
@@ -110,7 +132,7 @@ func (c *soakCommand) soak(ctx context.Context, b *bench) (err error) {
 	}
 	defer func() { err = errors.Join(err, relay.stop(context.WithoutCancel(ctx))) }()
 	s := &soaking{b: b, relay: relay, deliveries: measure.NewDeliveries()}
-	return c.stream(ctx, s, o)
+	return c.stream(ctx, s, o, limits)
 }
 
 // soaking is a soak while it goes on. Only the goroutine that looks has last.
@@ -121,8 +143,13 @@ type soaking struct {
 	last       usage
 }
 
-// stream has the load, who reads the topic, and who looks, at once. What one of them meets ends all.
-func (c *soakCommand) stream(ctx context.Context, s *soaking, o peer.Outbox) error {
+// stream has the load, who reads the topic, and who looks, at once. What one of them meets ends all, and so does a time after
+// which a commit or a query does not come back.
+func (c *soakCommand) stream(ctx context.Context, s *soaking, o peer.Outbox, limits limits) error {
+	begin := time.Now()
+	longest := c.lasts() + c.Window + settling
+	ctx, cancel := context.WithDeadlineCause(ctx, begin.Add(longest), fmt.Errorf("the soak has not ended after %v", longest))
+	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)
 	var following, loading sync.WaitGroup
 	following.Go(func() { // until the context ends
@@ -137,13 +164,12 @@ func (c *soakCommand) stream(ctx context.Context, s *soaking, o peer.Outbox) err
 			stop(err)
 		}
 	})
-	begin := time.Now()
-	loading.Go(func() { // for as long as the windows, or until the context ends
+	loading.Go(func() { // until the windows end or the context does, and the commits that have begun
 		if err := c.load(ctx, begin, o, s.deliveries); err != nil {
 			stop(fmt.Errorf("committing: %w", err))
 		}
 	})
-	err := c.look(ctx, s, begin)
+	err := c.look(ctx, s, begin, limits)
 	if err == nil {
 		loading.Wait()
 		err = s.settle(ctx, c.Window)
@@ -157,26 +183,29 @@ func (c *soakCommand) stream(ctx context.Context, s *soaking, o peer.Outbox) err
 	return err
 }
 
-// load commits at the rate, by a schedule that does not wait for who is late, until the last window ends.
+// load commits at the rate, by a schedule that does not wait for who is late. When the last window ends, what is late is left
+// out, and what has begun is waited for: of a commit that is cut off nobody knows whether it was one.
 func (c *soakCommand) load(ctx context.Context, begin time.Time, o peer.Outbox, deliveries *measure.Deliveries) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	over, cancel := context.WithDeadline(ctx, begin.Add(c.lasts()))
+	defer cancel()
 	every := time.Second / time.Duration(c.Rate)
-	total := int(time.Duration(c.windows()) * c.Window / every)
-	return onSchedule(ctx, begin, every, total, func(n int) error {
-		if err := o.Commit(ctx, usual.Message(n)); err != nil {
+	_ = onSchedule(over, begin, every, int(c.lasts()/every), func(n int) error { // which may be that it is over
+		err := o.Commit(ctx, usual.Message(n))
+		if err != nil {
+			stop(err)
 			return err
 		}
 		deliveries.Committed(n, time.Now())
 		return nil
 	})
+	return context.Cause(ctx)
 }
 
 // look measures window after window while the load goes on, and returns at the first that is bad.
-func (c *soakCommand) look(ctx context.Context, s *soaking, begin time.Time) (err error) {
+func (c *soakCommand) look(ctx context.Context, s *soaking, begin time.Time, limits limits) (err error) {
 	bar := progressbar.NewOptions(c.windows(), progressbar.OptionSetWriter(os.Stderr), progressbar.OptionSetElapsedTime(true))
-	limits, err := s.b.limits(ctx, c.Rate)
-	if err != nil {
-		return err
-	}
 	if s.last, err = s.used(ctx); err != nil {
 		return err
 	}
@@ -320,145 +349,21 @@ func (u usage) since(last usage, w measure.Window, rate int, m metrics) {
 }
 
 // sizes has what is on disk: all tables of the outbox together, those that ought to have a handful of rows by themselves,
-// and the write-ahead log.
+// and the write-ahead log, with what a replication slot of this database keeps of it, where there ought to be none.
 func (b *bench) sizes(ctx context.Context, m metrics) error {
-	var tables, indexes, slots, relays, wal float64
+	var tables, indexes, slots, relays, wal, held float64
 	err := b.env.Pool.QueryRow(ctx, `
 		SELECT sum(pg_table_size(t)) / 1e6, sum(pg_indexes_size(t)) / 1e6,
 		       pg_total_relation_size('outbox_slots') / 1e6, pg_total_relation_size('outbox_relays') / 1e6,
-		       (SELECT sum(size) / 1e6 FROM pg_ls_waldir())
+		       (SELECT sum(size) / 1e6 FROM pg_ls_waldir()),
+		       (SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)), 0) / 1e6
+		        FROM pg_replication_slots WHERE database = current_database())
 		FROM unnest('{outbox_messages,outbox_archive,outbox_slots,outbox_relays,outbox_processed}'::regclass[]) t`,
-	).Scan(&tables, &indexes, &slots, &relays, &wal)
+	).Scan(&tables, &indexes, &slots, &relays, &wal, &held)
 	if err != nil {
 		return fmt.Errorf("asking for sizes, of which the log's takes the rights of pg_monitor: %w", err)
 	}
-	m["table_mb"], m["index_mb"], m["slots_mb"], m["relays_mb"], m["wal_on_disk_mb"] = tables, indexes, slots, relays, wal
+	m["table_mb"], m["index_mb"], m["slots_mb"], m["relays_mb"] = tables, indexes, slots, relays
+	m["wal_on_disk_mb"], m["wal_held_mb"] = wal, held
 	return nil
-}
-
-// limit is how much the median of the last third of the windows may be: by a factor more than that of the first, or by
-// the floor, below which a figure is as good as none, or what is always free, whichever is most.
-type limit struct {
-	metric              string
-	factor, floor, free float64
-}
-
-// limits are as tight as two cores let them be that are shared with who knows what: without any leak, a single window of
-// ten seconds has had a p50 of 2.6 ms on a quiet machine and of 33 ms on one with a load of nine, and a message has cost
-// the relay from 80 to 260 µs of processor time. Medians of thirds differ by less, as said below. What grows steadily from
-// nothing is in the last third five times what it was in the first, and above each of these before long.
-func (b *bench) limits(ctx context.Context, rate int) ([]limit, error) {
-	var maxWAL float64
-	err := b.env.Pool.QueryRow(ctx, "SELECT pg_size_bytes(current_setting('max_wal_size')) / 1e6").Scan(&maxWAL)
-	limits := []limit{
-		// Thirds of 80 s have had 4 and 11 ms, and 168 and 197 ms.
-		{metric: "p50_ms", factor: 1.5, floor: 10},
-		{metric: "p99_ms", factor: 1.5, floor: 50},
-		// What waits is what comes in while a commit reaches the disk and Kafka: a tenth of a second's is no backlog.
-		{metric: "backlog", factor: 1.5, floor: float64(rate) / 10},
-		{metric: "oldest_s", factor: 1.5, floor: 0.1},
-		// Space is freed by vacuums, a minute apart, and files keep the size that the latest has left: 3 and 7 MB.
-		{metric: "table_mb", factor: 1.2, floor: 6},
-		{metric: "index_mb", factor: 1.2, floor: 4},
-		// A handful of rows each, which leases update.
-		{metric: "slots_mb", factor: 1.2, floor: 1},
-		{metric: "relays_mb", factor: 1.2, floor: 1},
-		// 820 on a quiet machine and 1200 on a busy one: 1127 and 1120.
-		{metric: "wal_bytes", factor: 1.4, floor: 100},
-		// PostgreSQL keeps what it likes of the log up to max_wal_size, and somewhat more; a slot that holds it, all of it.
-		{metric: "wal_on_disk_mb", factor: 1.2, free: 1.1 * maxWAL},
-		// 51 and 52, which differ by when garbage was last collected.
-		{metric: "memory_mb", factor: 1.1, floor: 6},
-		{metric: "memory_peak_mb", factor: 1.1, floor: 6},
-		// Batches are larger while the machine is busy, and a message costs less: a quiet time after a busy one is dearer.
-		{metric: "cpu_relay_s_per_million", factor: 2},
-		{metric: "cpu_database_s_per_million", factor: 1.6},
-	}
-	if b.postgres == nil { // its process cannot be seen, and nothing can be said of its time
-		limits = slices.DeleteFunc(limits, func(l limit) bool { return l.metric == "cpu_database_s_per_million" })
-	}
-	return limits, err
-}
-
-// bad says what is wrong with a window by itself: a figure that is missing, a message that came twice or never.
-func bad(run result.Run, limits []limit) error {
-	var errs []error
-	if run.Error != "" {
-		errs = append(errs, errors.New(run.Error))
-	}
-	metrics := []string{"duplicates", "load_percent", "oldest_s"}
-	for _, l := range limits {
-		metrics = append(metrics, l.metric)
-	}
-	slices.Sort(metrics)
-	for _, metric := range slices.Compact(metrics) {
-		if v, ok := run.Metrics[metric]; !ok || math.IsNaN(v) || math.IsInf(v, 0) {
-			errs = append(errs, fmt.Errorf("%s could not be measured", metric))
-		}
-	}
-	if n := run.Metrics["duplicates"]; n > 0 {
-		errs = append(errs, fmt.Errorf("%.0f messages came twice", n))
-	}
-	if p99 := run.Metrics["p99_ms"]; p99 > float64(stall.Milliseconds()) {
-		errs = append(errs, fmt.Errorf("the relay stood still: one message in a hundred took more than %.0f ms", p99))
-	}
-	if age := run.Metrics["oldest_s"]; age > overdue.Seconds() {
-		errs = append(errs, fmt.Errorf("a message that was committed %.0f s ago is not in Kafka", age))
-	}
-	return errors.Join(errs...)
-}
-
-// growth is how a metric has changed.
-type growth struct {
-	limit
-
-	first, last float64
-}
-
-func (g growth) most() float64 { return max(g.first*g.factor, g.first+g.floor, g.free) }
-
-func (g growth) String() string {
-	return fmt.Sprintf("%-28s %10.2f, then %10.2f, at most %10.2f", g.metric, g.first, g.last, g.most())
-}
-
-// leastLoad is how much of the schedule has to be kept in the median: what was not committed has not been relayed.
-const leastLoad = 95
-
-// judge compares the last third of the windows with the first, without the one in which all begins. It returns an error
-// if a window is bad, if the load was not what it says, or if anything has grown.
-func judge(runs []result.Run, limits []limit) ([]growth, error) {
-	if len(runs) < leastWindows {
-		return nil, fmt.Errorf("%d windows are too few for a judgement: it takes %d", len(runs), leastWindows)
-	}
-	var errs []error
-	for i, run := range runs {
-		if err := bad(run, limits); err != nil {
-			errs = append(errs, fmt.Errorf("window %d: %w", i+1, err))
-		}
-	}
-	if len(errs) > 0 {
-		return nil, errors.Join(errs...)
-	}
-	runs = runs[1:]
-	const thirds = 3
-	median := func(of []result.Run, metric string) float64 {
-		values := make([]float64, len(of))
-		for i, run := range of {
-			values[i] = run.Metrics[metric]
-		}
-		m, _, _ := result.Median(values)
-		return m
-	}
-	first, last := runs[:len(runs)/thirds], runs[len(runs)-len(runs)/thirds:]
-	if load := min(median(first, "load_percent"), median(last, "load_percent")); load < leastLoad {
-		errs = append(errs, fmt.Errorf("the load was %.0f %% of what was asked for: the machine is too slow for it", load))
-	}
-	growths := make([]growth, len(limits))
-	for i, l := range limits {
-		growths[i] = growth{l, median(first, l.metric), median(last, l.metric)}
-		if g := growths[i]; g.last > g.most() {
-			errs = append(errs, fmt.Errorf("%s has grown from %.2f to %.2f, and may be %.2f", l.metric, g.first, g.last, g.most()))
-		}
-	}
-	return growths, errors.Join(errs...)
 }

@@ -37,10 +37,21 @@ func (g Goal) Met(ratio float64) bool {
 		(g.AtLeast == 0 || ratio >= g.AtLeast) && (g.AtMost == 0 || ratio <= g.AtMost) && (g.Below == 0 || ratio < g.Below)
 }
 
+// leastRepetitions is how many a goal is met by, at the least.
+const leastRepetitions = 3
+
 // WithGoal returns the ratio with a goal, and with whether its median meets it.
 func (r Ratio) WithGoal(g Goal) Ratio {
-	r.Goal, r.Met = g.String(), g.Met(r.Value)
+	r.Goal, r.Met = g.String(), g.Met(r.Value) && r.Repetitions >= leastRepetitions
 	return r
+}
+
+// NewRatio returns one without a value.
+func NewRatio(scenario, metric, ours, theirs string) Ratio {
+	return Ratio{
+		Name:     scenario + "." + slug(theirs) + "." + metric,
+		Scenario: scenario, Metric: metric, Ours: ours, Theirs: theirs,
+	}
 }
 
 // Compare divides a metric of our peer by theirs, repetition by repetition, since two figures of one repetition were
@@ -65,11 +76,9 @@ func Compare(runs []Run, scenario, metric, ours, theirs string) (Ratio, bool) {
 	if len(ratios) == 0 {
 		return Ratio{}, false
 	}
-	r := Ratio{
-		Name:     scenario + "." + slug(theirs) + "." + metric,
-		Scenario: scenario, Metric: metric, Ours: ours, Theirs: theirs,
-	}
+	r := NewRatio(scenario, metric, ours, theirs)
 	r.Value, r.Low, r.High = Median(ratios)
+	r.Repetitions = len(ratios)
 	return r, true
 }
 

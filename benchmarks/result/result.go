@@ -4,6 +4,7 @@ package result
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -50,16 +51,20 @@ type Run struct {
 
 // Ratio compares a metric of two peers, repetition by repetition.
 type Ratio struct {
-	Name     string  `json:"name"` // scenario, peer compared with and metric, joined by dots
-	Scenario string  `json:"scenario"`
-	Metric   string  `json:"metric"`
-	Ours     string  `json:"ours"`
-	Theirs   string  `json:"theirs"`
-	Value    float64 `json:"value"` // the median of the repetitions' ratios, ours to theirs
-	Low      float64 `json:"low"`
-	High     float64 `json:"high"`
-	Goal     string  `json:"goal,omitempty"` // such as ">= 1.8"; empty where there is none
-	Met      bool    `json:"met"`            // false where there is no goal
+	Name     string `json:"name"` // scenario, peer compared with and metric, joined by dots
+	Scenario string `json:"scenario"`
+	Metric   string `json:"metric"`
+	Ours     string `json:"ours"`
+	Theirs   string `json:"theirs"`
+	// Value is the median of the repetitions' ratios, ours to theirs. It is not there where nothing could be compared.
+	Value float64 `json:"value,omitempty"`
+	Low   float64 `json:"low,omitempty"`
+	High  float64 `json:"high,omitempty"`
+	// Repetitions is how many could be compared.
+	Repetitions int    `json:"repetitions"`
+	Goal        string `json:"goal,omitempty"` // such as ">= 1.8"; empty where there is none
+	// Met is false where there is no goal, or where fewer than three repetitions could be compared.
+	Met bool `json:"met"`
 }
 
 // value returns a metric of a run that has not failed. One that failed late may have metrics, which count for nothing.
@@ -93,10 +98,34 @@ func Read(file string) (*Result, error) {
 		return nil, err
 	}
 	var r Result
-	if err := json.Unmarshal(data, &r); err != nil {
+	err = json.Unmarshal(data, &r)
+	if err == nil && (r.Mode == "" || r.Started.IsZero() || len(r.Runs) == 0) {
+		err = errors.New("it has no mode, no time or no runs")
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%s is no result of the benchmarks: %w", file, err)
 	}
 	return &r, nil
+}
+
+// CheckWritable returns an error if a file could not be written: better before a run than behind it.
+func CheckWritable(file string) error {
+	if info, err := os.Stat(file); err == nil && info.IsDir() {
+		return fmt.Errorf("%s is a folder", file)
+	}
+	f, err := os.Create(file + ".new") //nolint:gosec // the caller's file
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+// replace writes a file, whole or not at all.
+func replace(file string, data []byte) error {
+	if err := os.WriteFile(file+".new", data, 0o644); err != nil { //nolint:gosec // for everybody to read
+		return err
+	}
+	return os.Rename(file+".new", file)
 }
 
 // Write writes the file, whole or not at all. JSON has no NaN and no infinity: metrics that are one are taken out of the
@@ -109,8 +138,5 @@ func (r *Result) Write(file string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(file+".new", append(data, '\n'), 0o644); err != nil { //nolint:gosec // for everybody to read
-		return err
-	}
-	return os.Rename(file+".new", file)
+	return replace(file, append(data, '\n'))
 }

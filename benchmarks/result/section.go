@@ -35,5 +35,5 @@ func Replace(file, section string) error {
 		return fmt.Errorf("%s has %s before %s, and needs them the other way round", file, sectionEnd, sectionBegin)
 	}
 	text = begin + sectionBegin + "\n" + strings.Trim(section, "\n") + "\n" + sectionEnd + end
-	return os.WriteFile(file, []byte(text), 0o644) //nolint:gosec // for everybody to read
+	return replace(file, []byte(text))
 }

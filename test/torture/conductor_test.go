@@ -5,6 +5,7 @@ package torture_test
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -263,15 +264,18 @@ func (c *conductor) sleep(d time.Duration) {
 func (c *conductor) settle() {
 	c.t.Log("the faults are over")
 	c.stop("producer")
-	waiting, until := 0, time.Now().Add(patience)
+	waiting, least, until := 0, math.MaxInt, time.Now().Add(patience)
 	for ; ; c.sleep(200 * time.Millisecond) {
 		err := c.query(`SELECT (SELECT count(*) FROM outbox_messages) +
 			(SELECT count(*) FROM sent WHERE topic = 'orders') - (SELECT count(DISTINCT input) FROM effects)`, nil, &waiting)
 		if err == nil && waiting == 0 {
 			break
 		}
+		if err == nil && waiting < least {
+			least, until = waiting, time.Now().Add(patience)
+		}
 		if time.Now().After(until) {
-			c.t.Errorf("after %v at rest, %d messages are not published or not handled (%v)", patience, waiting, err)
+			c.t.Errorf("for %v, %d messages have not been published or not been handled (%v)", patience, waiting, err)
 			break
 		}
 	}
