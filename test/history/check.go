@@ -22,6 +22,7 @@ const (
 	EffectMissing   Violation = "effect missing"      // P5: delivered, and not handled
 	EffectOfNothing Violation = "effect of nothing"   // P5: handled, and never delivered
 	OutputMissing   Violation = "output missing"      // P5: handled, and what it published is not in the broker
+	Torn            Violation = "torn"                // P1: a part of a transaction's messages has committed
 	Altered         Violation = "altered"             // P2: not as it was published
 	Early           Violation = "early"               // delayed, and published before it was due
 	Stuck           Violation = "stuck"               // P2: rows are left though everything works
@@ -96,7 +97,10 @@ type transaction struct {
 	ending    int64 // when its commit began, or zero where nobody has told
 	ended     int64 // when it was known to have committed, or zero
 	committed bool
+	seen      int64 // when a relay first published of it, which it can only have committed before; or zero
 	undone    bool
+	messages  int // that it is told to publish
+	kept      int // of those, the ones that were sent
 }
 
 // known is what the records say of a message.
@@ -121,6 +125,13 @@ func Check(h *History) *Report {
 			r.addf(Impossible, "%s was sent, and nobody has told that it is to be published", id)
 		} else if m.Number != sent.Number || m.Key != sent.Key {
 			r.addf(Impossible, "%s was sent with key %q and number %d, and told of with %q and %d", id, sent.Key, sent.Number, m.Key, m.Number)
+		} else {
+			m.tx.kept++
+		}
+	}
+	for id, m := range messages {
+		if m.tx.kept > 0 && m.tx.kept < m.tx.messages {
+			r.addf(Torn, "%s was published by a transaction of whose %d messages %d have committed", id, m.tx.messages, m.tx.kept)
 		}
 	}
 	for _, l := range h.Landings {
@@ -174,6 +185,7 @@ func (h *History) known(r *Report) map[string]*known {
 					r.addf(Impossible, "%s was told of twice", m.ID)
 				}
 				ordinals[e.Tx]++
+				tx.messages++
 				messages[m.ID] = &known{Message: m, tx: tx, published: e.At, ordinal: ordinals[e.Tx]}
 			}
 		case Committing:
@@ -201,12 +213,17 @@ func (h *History) checkAttempts(r *Report, messages map[string]*known, first map
 		}
 		for _, of := range e.Messages {
 			attempted[of.ID] = true
+			_, sent := h.Sent[of.ID]
 			switch m := messages[of.ID]; {
-			case m == nil:
+			case !sent:
+				r.addf(Phantom, "%s was handed to the broker's client, and no transaction that committed has published it", of.ID)
+			case m == nil: // nobody has told of it
 			case e.At < m.tx.ending:
 				r.addf(Phantom, "%s was published before its transaction began to commit", of.ID)
 			case e.At < m.published+m.Delay:
 				r.addf(Early, "%s was published %d ms before it was due", of.ID, (m.published+m.Delay-e.At)/1e6)
+			case m.tx.seen == 0:
+				m.tx.seen = e.At
 			}
 		}
 	}

@@ -78,8 +78,17 @@ func (s *story) loses(relay string, slots ...int) {
 	s.add(history.Event{Kind: history.Dropped, Process: relay, Slots: slots})
 }
 
+// attempts has a relay begin to publish. What nobody has told of yet was published before, and lands.
 func (s *story) attempts(relay, key string, ids ...string) {
 	for _, id := range ids {
+		if !slices.ContainsFunc(s.Events, func(e history.Event) bool {
+			return e.Kind == history.Publishing && slices.ContainsFunc(e.Messages, func(m history.Message) bool { return m.ID == id })
+		}) {
+			s.publishes("tx-"+id, key, id)
+			s.keep("tx-" + id)
+			s.offset++
+			s.Landings = append(s.Landings, history.Landing{ID: id, Offset: s.offset, Time: s.now})
+		}
 		s.add(history.Event{Kind: history.Attempt, Process: relay, Messages: []history.Message{{ID: id, Key: key}}})
 	}
 }
@@ -143,6 +152,13 @@ func TestCheck_FindsNothing_WhereNothingIsWrong(t *testing.T) {
 			s.commits("h")
 			s.lands("u", "1/out")
 			s.handles("g", "1", "1/out")
+		},
+		"a delayed message that comes when it is due": func(s *story) {
+			s.add(history.Event{Kind: history.Publishing, Tx: "a", Messages: []history.Message{{ID: "1", Key: "k", Delay: 3}}})
+			s.commits("a")
+			s.publishes("b", "k", "2")
+			s.commits("b")
+			s.lands("t", "2", "1")
 		},
 		"a slot that goes from one relay to another and back": func(s *story) {
 			s.gains("r", 1)
@@ -266,6 +282,25 @@ func TestCheck_FindsEachViolation(t *testing.T) {
 			s.lands("t", "1")
 			s.add(history.Event{Kind: history.Committing, Tx: "a"})
 			s.commits("a")
+		}},
+		"a message of a transaction that was rolled back, which is handed over and does not land": {history.Phantom, func(s *story) {
+			s.publishes("a", "k", "1")
+			s.rollsBack("a")
+			s.attempts("r", "k", "1")
+		}},
+		"half of a call": {history.Torn, func(s *story) {
+			s.publishes("a", "k", "1", "2")
+			s.keep("a")
+			delete(s.Sent, "2")
+			s.lands("t", "1")
+		}},
+		"the second first, of a transaction whose end nobody heard of, and that was published before the second's": {history.OutOfOrder, func(s *story) {
+			s.publishes("a", "k", "1")
+			s.keep("a")
+			s.attempts("r", "k", "1")
+			s.publishes("b", "k", "2")
+			s.commits("b")
+			s.lands("t", "2", "1")
 		}},
 		"a delayed message that is published at once": {history.Early, func(s *story) {
 			s.add(history.Event{Kind: history.Publishing, Tx: "a", Messages: []history.Message{{ID: "1", Delay: 100}}})

@@ -9,20 +9,20 @@ type turn struct {
 // holder is what is known of a relay.
 type holder struct {
 	gained map[int]int64 // by slot, when it was told last
-	late   int           // calls since it was told last that it has lost something
+	late   map[int]int   // by slot, calls since it was told last that it has lost that
 }
 
 // checkLeases looks for relays that publish what another one has taken over: that begin a call for a key after another
 // relay, which has gained the slot later, has begun one for it.
 //
 // Who is frozen between the look at the lease and the call begins that call late, and nothing can prevent that: as many
-// such calls as there are workers are allowed each time that leases were lost.
+// such calls as there are workers are allowed each time that the slot's lease was lost.
 func (h *History) checkLeases(r *Report) {
 	turns, holders := map[string]turn{}, map[string]*holder{} // by key, and by process
 	for _, e := range h.Events {
 		of := holders[e.Process]
 		if of == nil {
-			of = &holder{gained: map[int]int64{}}
+			of = &holder{gained: map[int]int64{}, late: map[int]int{}}
 			holders[e.Process] = of
 		}
 		switch e.Kind {
@@ -31,7 +31,9 @@ func (h *History) checkLeases(r *Report) {
 				of.gained[slot] = e.At
 			}
 		case Dropped:
-			of.late = 0
+			for _, slot := range e.Slots {
+				delete(of.late, slot)
+			}
 		case Publishing, Committing, Committed, RolledBack, Acked:
 		case Attempt:
 			for _, m := range e.Messages {
@@ -41,7 +43,7 @@ func (h *History) checkLeases(r *Report) {
 					turns[m.Key] = turn{e.Process, e.At}
 					continue
 				}
-				if of.late++; of.late > h.Concurrency {
+				if of.late[slot]++; of.late[slot] > h.Concurrency {
 					r.addf(WithoutLease, "%s has begun to publish %s of key %q, after %s had taken its slot over and begun to",
 						e.Process, m.ID, m.Key, last.process)
 				}

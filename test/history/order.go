@@ -21,7 +21,7 @@ type position struct {
 func (h *History) checkOrder(r *Report, messages map[string]*known, first map[string]Landing) {
 	byKey := map[string][]position{}
 	for id, l := range first {
-		if m := messages[id]; m != nil && m.Key != "" {
+		if m := messages[id]; m != nil && m.Key != "" && m.Delay == 0 { // a delayed one comes when it is due
 			byKey[m.Key] = append(byKey[m.Key], position{l, m})
 		}
 	}
@@ -90,11 +90,23 @@ func (s *sequence) isOvertaken(m *known) (why string, by *known) {
 	if last := s.last[m.tx]; last != nil && last.ordinal > m.ordinal {
 		return "which was published later in the same transaction", last
 	}
-	if s.latest != nil && m.tx.committed && m.tx.ended < s.latest.published {
+	if end := m.tx.hadCommitted(); s.latest != nil && end != 0 && end < s.latest.published {
 		return "whose Publish began when it had committed", s.latest
 	}
 	if s.highest != nil && m.Number != 0 && m.Number < s.highest.Number {
 		return "which has a higher number", s.highest
 	}
 	return "", nil
+}
+
+// hadCommitted returns a time by which the transaction had committed: when that was told, or a relay published of it. Zero is
+// never, as far as anybody knows.
+func (tx *transaction) hadCommitted() int64 {
+	switch {
+	case tx.seen != 0 && (tx.ended == 0 || tx.seen < tx.ended):
+		return tx.seen
+	case tx.committed:
+		return tx.ended
+	}
+	return 0
 }
