@@ -17,8 +17,9 @@ var postgres = dialect{
 	quote:         '"',
 	folder:        "postgres",
 	defaultSchema: "public",
+	// count is for any type: one for this type would be called, if somebody had it in a schema of the search_path.
 	tableExists: func(names sqlname.Names, table string) (string, []any) {
-		return names.Render("SELECT count(to_regclass($$" + table + "$$))"), nil
+		return names.Render("SELECT pg_catalog.count(to_regclass($$" + table + "$$))"), nil
 	},
 	// Whoever waits for a table's lock holds up all who come for the table after him, publishers too, so the wait is
 	// short and repeated. LOCAL, since PgBouncer gives the connection to others.

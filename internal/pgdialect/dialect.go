@@ -1,5 +1,9 @@
 // Package pgdialect is what the stores on PostgreSQL have in common: the statements, and what they take and return. It
 // knows no driver.
+//
+// Statements call each operator and function with exactly the types that pg_catalog has it for, by casts where there is need,
+// or name pg_catalog. PostgreSQL would take an exact match from any schema of the search_path before one to whose types it has
+// to convert, and so would call what somebody else has put there, with the rights of the relay.
 package pgdialect
 
 import (

@@ -18,9 +18,10 @@ CREATE TABLE outbox_messages (
     available_at timestamptz,
     last_error   text        NOT NULL DEFAULT '',
     created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- Relay instances share the messages by it. (md5 fails where FIPS is on, and convert_to is not immutable.)
+    -- Relay instances share the messages by it. (md5 fails where FIPS is on, and convert_to is not immutable.) With exactly
+    -- these types it is PostgreSQL's own function, whatever else the search_path has.
     slot         smallint    NOT NULL GENERATED ALWAYS AS
-                                 ((hashtextextended(CASE key WHEN '' THEN uuid ELSE key END, 0) & 63)::smallint) STORED
+                                 ((hashtextextended(CASE key WHEN '' THEN uuid ELSE key END, 0::bigint) & 63::bigint)::smallint) STORED
 );
 
 -- Rows come and go: vacuum by what has gone, and not by a share of what may be a large backlog.

@@ -2,12 +2,12 @@
 SELECT CASE
            WHEN a.attidentity <> 'a' THEN 'the column is not GENERATED ALWAYS AS IDENTITY'
            WHEN s.seqcache <> 1 OR s.seqincrement <> 1 OR s.seqcycle
-               THEN format('its sequence has CACHE %s, INCREMENT BY %s%s', s.seqcache, s.seqincrement,
-                           CASE WHEN s.seqcycle THEN ', CYCLE' END)
-           WHEN s.seqrelid IS DISTINCT FROM to_regclass($2::text)
-               THEN format('its sequence is %s, not %s', s.seqrelid::regclass, $2::text)
+               THEN pg_catalog.format('its sequence has CACHE %s, INCREMENT BY %s%s', s.seqcache, s.seqincrement,
+                                      CASE WHEN s.seqcycle THEN ', CYCLE' END)
+           WHEN s.seqrelid IS DISTINCT FROM to_regclass($2::text)::oid
+               THEN pg_catalog.format('its sequence is %s, not %s', s.seqrelid::regclass, $2::text)
            ELSE ''
        END
 FROM pg_attribute a
-LEFT JOIN pg_sequence s ON s.seqrelid = pg_get_serial_sequence($1::text, 'id')::regclass
-WHERE a.attrelid = $1::text::regclass AND a.attname = 'id';
+LEFT JOIN pg_sequence s ON s.seqrelid = pg_get_serial_sequence($1::text, 'id')::regclass::oid
+WHERE a.attrelid = $1::text::regclass::oid AND a.attname = 'id';

@@ -3,12 +3,14 @@
 -- promotion or TRUNCATE ... RESTART IDENTITY goes on with; since when the server runs and has not crashed, which begins the
 -- statistics anew; and whether it is a standby. (The process tells transactions apart whose names a crash has given again.)
 SELECT CASE WHEN s.is_called THEN s.last_value ELSE s.last_value - 1 END,
-       l.virtualtransaction || coalesce('/' || l.pid, ''), l.pid IS NULL,
+       l.virtualtransaction || coalesce('/' || l.pid::text, ''), l.pid IS NULL,
        CASE WHEN pg_is_in_recovery() THEN '' ELSE
-           concat_ws('/', (SELECT system_identifier FROM pg_control_system()), left(pg_walfile_name(pg_current_wal_lsn()), 8),
-                     s.tableoid, pg_relation_filenode(s.tableoid))
+           pg_catalog.concat_ws('/', (SELECT system_identifier FROM pg_control_system()),
+                                left(pg_walfile_name(pg_current_wal_lsn()), 8),
+                                s.tableoid, pg_relation_filenode(s.tableoid::regclass))
        END,
-       concat_ws('/', extract(epoch FROM pg_postmaster_start_time()), extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())),
+       pg_catalog.concat_ws('/', extract(epoch FROM pg_postmaster_start_time()),
+                            extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())),
        pg_is_in_recovery()
 FROM outbox_messages_id_seq s
 LEFT JOIN pg_locks l ON l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted AND l.relation = s.tableoid AND

@@ -13,7 +13,7 @@ SELECT id, slot,
        CASE WHEN mine THEN payload ELSE '' END, CASE WHEN mine THEN headers::text ELSE '{}' END,
        retries::bigint, available_at, CASE WHEN mine THEN last_error ELSE '' END, created_at
 FROM (
-    SELECT *, $4::bigint >> slot & 1 = 1 AS mine
+    SELECT *, $4::bigint >> slot::integer & 1::bigint = 1 AS mine
     FROM outbox_messages
     WHERE id > $1::bigint AND (id, id) <= ($2::bigint, $2::bigint)
     ORDER BY id

@@ -6,7 +6,7 @@ SELECT id, slot,
        CASE WHEN mine THEN payload ELSE '' END, CASE WHEN mine THEN headers::text ELSE '{}' END,
        retries::bigint, available_at, CASE WHEN mine THEN last_error ELSE '' END, created_at
 FROM (
-    SELECT *, $6::bigint >> slot & 1 = 1 AND retries = 0 AND id <= $4::bigint AS mine
+    SELECT *, $6::bigint >> slot::integer & 1::bigint = 1 AND retries = 0 AND id <= $4::bigint AS mine
     FROM outbox_messages
     WHERE available_at IS NOT NULL AND (available_at, id) > ($1::timestamptz, $2::bigint) AND
           (available_at, id) <= ($3::timestamptz, 9223372036854775807)

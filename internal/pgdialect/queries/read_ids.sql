@@ -4,8 +4,8 @@ SELECT id, slot,
        CASE WHEN mine THEN payload ELSE '' END, CASE WHEN mine THEN headers::text ELSE '{}' END,
        retries::bigint, available_at, CASE WHEN mine THEN last_error ELSE '' END, created_at
 FROM (
-    SELECT m.*, $3::bigint >> m.slot & 1 = 1 AS mine
-    FROM unnest($1::bigint[]) AS wanted (number)
+    SELECT m.*, $3::bigint >> m.slot::integer & 1::bigint = 1 AS mine
+    FROM pg_catalog.unnest($1::bigint[]) AS wanted (number)
     CROSS JOIN LATERAL (SELECT * FROM outbox_messages WHERE id = number LIMIT 1) m
     LIMIT $2::bigint
 ) m

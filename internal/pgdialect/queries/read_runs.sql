@@ -5,7 +5,7 @@ SELECT id, slot,
        CASE WHEN mine THEN payload ELSE '' END, CASE WHEN mine THEN headers::text ELSE '{}' END,
        retries::bigint, available_at, CASE WHEN mine THEN last_error ELSE '' END, created_at
 FROM (
-    SELECT m.*, $4::bigint >> m.slot & 1 = 1 AS mine
+    SELECT m.*, $4::bigint >> m.slot::integer & 1::bigint = 1 AS mine
     FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS runs (first, last, number)
     CROSS JOIN LATERAL (
         SELECT *

@@ -10,5 +10,5 @@ WITH gone AS (
     )
 )
 INSERT INTO outbox_relays (name, expires_at)
-VALUES ($1::text, clock_timestamp() + $2::bigint * interval '1 millisecond')
+VALUES ($1::text, clock_timestamp() + $2::bigint::float8 * interval '1 millisecond')
 ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at;

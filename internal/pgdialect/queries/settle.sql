@@ -28,7 +28,7 @@ WITH archived AS (
 UPDATE outbox_messages m
 SET retries = failed.retries,
     last_error = failed.last_error,
-    available_at = clock_timestamp() + failed.wait * interval '1 millisecond'
+    available_at = clock_timestamp() + failed.wait::float8 * interval '1 millisecond'
 FROM (
     SELECT *
     FROM unnest((SELECT $8::bigint[]), (SELECT $9::text[]), (SELECT $10::bigint[]), (SELECT $11::bigint[]),

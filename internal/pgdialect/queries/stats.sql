@@ -9,9 +9,9 @@
 WITH t AS MATERIALIZED (
     SELECT s.last_value - 100000 AS old,
            pg_stat_get_dead_tuples(d.refobjid) <= 300000 AS clean,
-           least(100, 100 * 1000 / greatest(1, pg_relation_size(d.refobjid) / 8192.0)) AS percent
+           least(100, 100000::numeric / greatest(1, pg_relation_size(d.refobjid::regclass)::numeric / 8192.0)) AS percent
     FROM outbox_messages_id_seq s
-    JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = s.tableoid AND d.deptype = 'i'
+    JOIN pg_depend d ON d.classid = 'pg_class'::regclass::oid AND d.objid = s.tableoid AND d.deptype = 'i'
 )
 SELECT newer.n + older.n,
        CASE WHEN clean THEN (SELECT created_at FROM outbox_messages WHERE available_at IS NULL ORDER BY id LIMIT 1)
@@ -32,7 +32,7 @@ FROM t, LATERAL (
     SELECT count(*) AS n, min(created_at) FILTER (WHERE available_at IS NULL) AS created_at
     FROM (SELECT available_at, created_at FROM outbox_messages WHERE id > old AND id <= 9223372036854775807) m
 ) newer, LATERAL (
-    SELECT (count(*) * 100 / percent)::bigint AS n, min(created_at) FILTER (WHERE available_at IS NULL) AS created_at
+    SELECT ((count(*) * 100)::numeric / percent)::bigint AS n, min(created_at) FILTER (WHERE available_at IS NULL) AS created_at
     FROM (
         SELECT id, available_at, created_at
         FROM outbox_messages TABLESAMPLE SYSTEM (percent) REPEATABLE (0)
