@@ -18,13 +18,22 @@ func WithGeneration(id string, generation int) string {
 	return id + generationMark + strconv.Itoa(generation)
 }
 
-// RowID returns the id of the row.
+// RowID returns the id of the row. An ID is digits, or digits, a point and digits: nothing else may pass for one that was
+// given, and be requeued or discarded. A minus may be before it, since somebody may insert rows with such ids by hand.
 func RowID(id string) (int64, error) {
-	row, _, _ := strings.Cut(id, generationMark)
+	row, generation, marked := strings.Cut(id, generationMark)
+	if marked {
+		if _, err := strconv.ParseUint(generation, 10, strconv.IntSize-1); err != nil { // which takes no sign
+			return 0, err
+		}
+	}
+	if strings.HasPrefix(row, "+") {
+		return 0, strconv.ErrSyntax
+	}
 	return strconv.ParseInt(row, 10, 64)
 }
 
-// Generation returns which generation of claims an ID is of.
+// Generation returns which generation of claims an ID is of, which [RowID] takes.
 func Generation(id string) int {
 	_, generation, _ := strings.Cut(id, generationMark)
 	n, _ := strconv.Atoi(generation) // nothing is none
