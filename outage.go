@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"time"
@@ -53,9 +54,9 @@ type probe struct {
 type topicHealth struct {
 	name    string
 	breaker *gobreaker.TwoStepCircuitBreaker[any]
-	attempt map[string]attempt // by the message's id
+	attempt map[string]attempt // by attemptKey
 	inARow  int                // failures since something was acknowledged
-	failing []string           // the ids of the first few messages that they are of
+	failing []string           // the keys of the first few messages that they are of
 	// lastOK is when the latest attempt that succeeded was begun.
 	lastOK  time.Time
 	since   time.Time // the outage's begin, zero while there is none
@@ -65,6 +66,10 @@ type topicHealth struct {
 	nextProbe time.Time
 	probeWait time.Duration
 }
+
+// attemptKey is the same for all claims of a message, whose IDs differ once one was lost. Two messages of a topic with one
+// UUID count as one.
+func attemptKey(m *Message) string { return cmp.Or(m.UUID, m.ID) }
 
 // attempt remembers the last failure of a message.
 type attempt struct {
@@ -93,14 +98,14 @@ func (t *topicHealth) close() {
 }
 
 // count counts the failures in a row.
-func (t *topicHealth) count(id string, err error) {
+func (t *topicHealth) count(key string, err error) {
 	if err == nil {
 		t.inARow, t.failing, t.probeWait = 0, nil, 0
 		return
 	}
 	t.inARow++
-	if len(t.failing) < tripAfter && !slices.Contains(t.failing, id) {
-		t.failing = append(t.failing, id)
+	if len(t.failing) < tripAfter && !slices.Contains(t.failing, key) {
+		t.failing = append(t.failing, key)
 	}
 }
 
@@ -143,7 +148,7 @@ func (o *outages) prefersOthers(it *item) bool {
 	if t == nil || t.breaker.State() != gobreaker.StateHalfOpen {
 		return false
 	}
-	_, failed := t.attempt[it.msg.ID]
+	_, failed := t.attempt[attemptKey(it.msg)]
 	return failed
 }
 
@@ -167,7 +172,7 @@ func (o *outages) succeeded(it *item, now time.Time) {
 // outage whether that is because its topic is down.
 func (o *outages) failed(it *item, err error, now time.Time) (counts bool, free int, outage bool) {
 	t := o.health(it.msg.Topic)
-	last, tried := t.attempt[it.msg.ID]
+	last, tried := t.attempt[attemptKey(it.msg)]
 	if !tried && it.msg.Retries > 0 { // it was tried by another instance, or so long ago that it was forgotten
 		last.ended, tried = it.claimedAt, true
 	}
@@ -211,7 +216,7 @@ func (o *outages) report(t *topicHealth, it *item, err error, now time.Time) {
 	default:
 		return // sent before the breaker opened; the probes decide
 	}
-	t.count(it.msg.ID, err)
+	t.count(attemptKey(it.msg), err)
 	done(err)
 	if t.breaker.State() == gobreaker.StateOpen {
 		o.awaitProbe(t, now)
@@ -269,17 +274,18 @@ func (o *outages) dropped(it *item, now time.Time) {
 }
 
 func (o *outages) remember(t *topicHealth, it *item, a attempt) {
-	if _, known := t.attempt[it.msg.ID]; !known {
+	key := attemptKey(it.msg)
+	if _, known := t.attempt[key]; !known {
 		o.failing++
 	}
-	t.attempt[it.msg.ID] = a
+	t.attempt[key] = a
 	if o.failing <= maxFailing {
 		return
 	}
 	for _, other := range o.topics { // any will do
-		for id := range other.attempt {
-			if id != it.msg.ID {
-				delete(other.attempt, id)
+		for k := range other.attempt {
+			if k != key || other != t {
+				delete(other.attempt, k)
 				o.failing--
 				return
 			}
@@ -288,9 +294,10 @@ func (o *outages) remember(t *topicHealth, it *item, a attempt) {
 }
 
 func (o *outages) forget(t *topicHealth, it *item) {
-	t.failing = slices.DeleteFunc(t.failing, func(id string) bool { return id == it.msg.ID })
-	if _, known := t.attempt[it.msg.ID]; known {
-		delete(t.attempt, it.msg.ID)
+	key := attemptKey(it.msg)
+	t.failing = slices.DeleteFunc(t.failing, func(k string) bool { return k == key })
+	if _, known := t.attempt[key]; known {
+		delete(t.attempt, key)
 		o.failing--
 	}
 }
