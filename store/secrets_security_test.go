@@ -581,12 +581,21 @@ func TestSQLite_OpenNeverTellsAPassword(t *testing.T) {
 		"?_auth_pass=%s":               "names no file",
 		":memory:?_auth_pass=%s":       "in memory",
 		"app.db?_auth_pass=%s;x=1":     "the parameters of",
+		"app.db?_auth_pass=%%%s":       "the parameters of",
+		"app.db?%s=%%zz":               "the parameters of",
+		"file://u:%s@host/x.db":        "names a host",
+		"file://%s":                    "names a host",
+		"file://u:p?%s@host/x.db":      "names a host",
+		"//u:%s@host/x.db":             "unable to open",
+		"postgres://u:%s@host/x":       "unable to open",
+		"file:postgres://u:%s@host/x":  "unable to open",
 		"file:?x=1&_auth_pass=%s":      "names no file",
 		"app.db?mode=ro&_auth_pass=%s": "unable to open",
 	} {
 		l := newListener()
 		_, err := sqlite.Open(fmt.Sprintf(path, l.secret))
-		require.ErrorContains(t, err, heard)
+		require.ErrorContains(t, err, heard, path)
+		require.NotContains(t, err.Error(), "%"+l.secret[:2], "a part of it")
 		l.note(err)
 		l.requireSilence(t)
 	}

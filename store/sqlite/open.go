@@ -30,10 +30,13 @@ var settings = []struct{ name, value string }{
 // their messages may have been published by then. Use "app.db?_foreign_keys=true" if your tables have foreign keys.
 func Open(path string) (*sql.DB, error) {
 	name, query, _ := strings.Cut(strings.TrimPrefix(path, "file:"), "?")
-	file := name // without its parameters, among which may be a password
+	isURI, file := strings.HasPrefix(path, "file:"), withoutSecrets(name)
+	if isURI && namesHost(name) { // SQLite would cite all of it
+		return nil, errors.New("sqlite: the address names a host, where Open needs a file: app.db, or file:///var/lib/app.db")
+	}
 	params, err := url.ParseQuery(query)
-	if err != nil {
-		return nil, fmt.Errorf("sqlite: the parameters of %q: %w", file, err)
+	if err != nil { // cites what it does not understand
+		return nil, fmt.Errorf("sqlite: the parameters of %q cannot be read: write %%25 for %%, and %%3B for a semicolon", file)
 	}
 	if name == "" && params.Get("mode") != "memory" {
 		return nil, fmt.Errorf("sqlite: %q names no file: Open needs a path, such as app.db", file)
@@ -47,8 +50,11 @@ func Open(path string) (*sql.DB, error) {
 			params.Set(s.name, s.value)
 		}
 	}
-	if !strings.HasPrefix(path, "file:") {
+	if !isURI {
 		name = (&url.URL{Path: name}).EscapedPath()
+		if strings.HasPrefix(name, "//") {
+			name = "//" + name // or the folder would be a host
+		}
 	}
 	db, err := sql.Open(driver, "file:"+name+"?"+params.Encode())
 	if err != nil {
@@ -58,6 +64,22 @@ func Open(path string) (*sql.DB, error) {
 		return nil, fmt.Errorf("sqlite: open %q: %w", file, errors.Join(err, db.Close()))
 	}
 	return db, nil
+}
+
+// withoutSecrets returns what may be told of a name, which may be the address of a server by mistake. (Parameters are never
+// told: they may have a password, too.)
+func withoutSecrets(name string) string {
+	if at := strings.LastIndex(name, "@"); at >= 0 {
+		return "..." + name[at:]
+	}
+	return name
+}
+
+// namesHost tells whether a URI without its scheme has a host in which SQLite would look for no file.
+func namesHost(name string) bool {
+	rest, has := strings.CutPrefix(name, "//")
+	host, _, _ := strings.Cut(rest, "/")
+	return has && host != "" && host != "localhost"
 }
 
 // dsnHint is what a database that New refuses lacks.

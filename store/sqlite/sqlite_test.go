@@ -88,6 +88,15 @@ func TestOpen_SetsWhatTheOutboxNeeds_OnEveryConnection(t *testing.T) {
 	}
 }
 
+func TestOpen_TakesEveryWayToNameAFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "me@home.db")
+	for _, path := range []string{file, "/" + file, "file:" + file, "file://" + file, "file://localhost" + file} {
+		require.NoError(t, open(t, path).Ping(), path)
+		require.FileExists(t, file)
+		require.NoError(t, os.Remove(file))
+	}
+}
+
 func TestOpen_LetsParametersTakePrecedence(t *testing.T) {
 	db := open(t, filepath.Join(t.TempDir(), "outbox.db")+"?_synchronous=NORMAL&_busy_timeout=7")
 	var synchronous, timeout int
@@ -103,7 +112,8 @@ func TestOpen_SaysWhatIsWrong(t *testing.T) {
 		"":                          "needs a path",
 		"file:?_synchronous=NORMAL": "needs a path",
 		"file:x?mode=memory":        "package store/memory in tests",
-		"outbox.db?%zz":             "the parameters of",
+		"outbox.db?%zz":             "write %25 for %",
+		"file://host/outbox.db":     "names a host",
 		"/nowhere/at/all/outbox.db": `open "/nowhere/at/all/outbox.db"`,
 	} {
 		_, err := sqlite.Open(path)
