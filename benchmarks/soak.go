@@ -24,15 +24,11 @@ type soakCommand struct {
 	Window   time.Duration `default:"30s" help:"The time between two looks, which each figure is of."`
 	Rate     int           `default:"1000" help:"Messages a second."`
 	Seed     int64         `default:"1"`
-	Out      string        `default:"soak.json" help:"The file to write, also when a window is bad or the run is interrupted."`
+	Out      string        `default:"soak.json" help:"The file to write, with the verdict, also when the run has failed or is interrupted."`
 }
 
-const (
-	// mostRate is how many messages a second the schedule tells apart well enough.
-	mostRate = 1_000_000
-	// settling is how long a soak may take, beyond a window, when its load is over.
-	settling = time.Minute
-)
+// mostRate is how many messages a second the schedule tells apart well enough.
+const mostRate = 1_000_000
 
 // The modes of a result say how it has ended; the error in its last run says why.
 const (
@@ -56,19 +52,19 @@ func (c *soakCommand) Run() (err error) {
 	if err != nil {
 		return err
 	}
-	mode, why := passed, c.soak(ctx, b, limits)
-	switch {
-	case why == nil:
+	mode, why := failed, c.soak(ctx, b, limits)
+	if why != nil && ctx.Err() != nil {
+		mode, why = incomplete, fmt.Errorf("interrupted after %d windows of %d", len(b.result.Runs), c.windows())
+	}
+	if why == nil {
 		var growths []growth
 		growths, why = judge(b.result.Runs, limits)
 		for _, g := range growths {
 			fmt.Println(g) //nolint:forbidigo // what the command is for
 		}
-	case ctx.Err() != nil:
-		mode, why = incomplete, fmt.Errorf("interrupted after %d windows of %d", len(b.result.Runs), c.windows())
 	}
-	if why != nil && mode == passed {
-		mode = failed
+	if why == nil {
+		mode = passed
 	}
 	conclude(b.result, mode, why)
 	if err := b.result.Write(c.Out); err != nil {
@@ -146,8 +142,8 @@ type soaking struct {
 // stream has the load, who reads the topic, and who looks, at once. What one of them meets ends all, and so does a time after
 // which a commit or a query does not come back.
 func (c *soakCommand) stream(ctx context.Context, s *soaking, o peer.Outbox, limits limits) error {
-	begin := time.Now()
-	longest := c.lasts() + c.Window + settling
+	const slack = time.Minute // when all is over that is waited for
+	begin, longest := time.Now(), c.lasts()+c.Window+slack
 	ctx, cancel := context.WithDeadlineCause(ctx, begin.Add(longest), fmt.Errorf("the soak has not ended after %v", longest))
 	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)
@@ -210,12 +206,12 @@ func (c *soakCommand) look(ctx context.Context, s *soaking, begin time.Time, lim
 		return err
 	}
 	for i := range c.windows() {
-		run := result.Run{Scenario: "soak", Peer: peer.Ours.Name, Repetition: i + 1, Started: time.Now()}
+		run := result.Run{Scenario: "soak", Peer: peer.Ours.Name, Repetition: i + 1, Started: time.Now(), Metrics: metrics{}}
 		s.relay.ResetPeak()
-		if !sleepUntil(ctx, begin.Add(time.Duration(i+1)*c.Window)) {
-			return context.Cause(ctx)
+		err := s.watch(ctx, begin.Add(time.Duration(i+1)*c.Window), run.Metrics)
+		if err == nil {
+			err = s.window(ctx, c.Rate, &run)
 		}
-		err := s.window(ctx, c.Rate, &run)
 		if err == nil {
 			err = bad(run, limits)
 		}
@@ -237,12 +233,29 @@ func (c *soakCommand) look(ctx context.Context, s *soaking, begin time.Time, lim
 	return bar.Finish()
 }
 
+// watch has the most of each size until the window ends. Vacuums come about once in two windows, and how much there is at the
+// ends of windows drifts with when they come.
+func (s *soaking) watch(ctx context.Context, end time.Time, m metrics) error {
+	const every = time.Second
+	for {
+		next := time.Now().Add(every)
+		if next.After(end) {
+			next = end
+		}
+		if !sleepUntil(ctx, next) {
+			return context.Cause(ctx)
+		}
+		if err := s.b.sizes(ctx, m); err != nil {
+			return err
+		}
+		if next.Equal(end) {
+			return nil
+		}
+	}
+}
+
 // window measures the window that ends now, and trims the topic by what was read of it.
 func (s *soaking) window(ctx context.Context, rate int, run *result.Run) error {
-	run.Metrics = metrics{}
-	if err := s.b.sizes(ctx, run.Metrics); err != nil {
-		return err
-	}
 	peak, err := s.relay.Peak()
 	if err != nil {
 		return err
@@ -348,8 +361,8 @@ func (u usage) since(last usage, w measure.Window, rate int, m metrics) {
 	}
 }
 
-// sizes has what is on disk: all tables of the outbox together, those that ought to have a handful of rows by themselves,
-// and the write-ahead log, with what a replication slot of this database keeps of it, where there ought to be none.
+// sizes has the most of what was on disk: all tables of the outbox together, those that ought to have a handful of rows by
+// themselves, and the write-ahead log, with what a replication slot of this database keeps of it, which ought to be nothing.
 func (b *bench) sizes(ctx context.Context, m metrics) error {
 	var tables, indexes, slots, relays, wal, held float64
 	err := b.env.Pool.QueryRow(ctx, `
@@ -363,7 +376,10 @@ func (b *bench) sizes(ctx context.Context, m metrics) error {
 	if err != nil {
 		return fmt.Errorf("asking for sizes, of which the log's takes the rights of pg_monitor: %w", err)
 	}
-	m["table_mb"], m["index_mb"], m["slots_mb"], m["relays_mb"] = tables, indexes, slots, relays
-	m["wal_on_disk_mb"], m["wal_held_mb"] = wal, held
+	for metric, size := range (metrics{
+		"table_mb": tables, "index_mb": indexes, "slots_mb": slots, "relays_mb": relays, "wal_on_disk_mb": wal, "wal_held_mb": held,
+	}) {
+		m[metric] = max(m[metric], size)
+	}
 	return nil
 }

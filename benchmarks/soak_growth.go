@@ -41,7 +41,7 @@ func (g growth) err() error {
 	if more := most - g.first; g.trend > more {
 		errs = append(errs, fmt.Errorf("%s grows by %.2f over the run, from %.2f, and may by %.2f", g.metric, g.trend, g.first, more))
 	}
-	if atEnd := most + most - g.first; g.end > atEnd {
+	if atEnd := g.first + 3*(most-g.first); g.end > atEnd {
 		errs = append(errs, fmt.Errorf("%s ended at %.2f, from %.2f, and may at %.2f", g.metric, g.end, g.first, atEnd))
 	}
 	return errors.Join(errs...)

@@ -26,7 +26,7 @@ type limits struct {
 	run     []limit // what may become of it over the run
 }
 
-// bound is how much a figure may be in a window: ever, and usually, which is in all but a tenth of them.
+// bound is how much a figure may be in a window: ever, and usually, which is in all but about a tenth.
 type bound struct {
 	metric      string
 	ever, usual float64
@@ -42,7 +42,7 @@ func (b bound) broken(v, by float64) bool {
 
 // limit is how much a figure may be after the first third of the run: by a factor more than its median there, or by the
 // floor, below which a difference is as good as none, whichever is more. The median of each later third is held to that. The
-// last few windows, of which a median is less steady, may differ twice as much. A size must not grow by it in all, either.
+// last few windows, of which a median is less steady, may differ three times as much. A size must not grow by it in all, either.
 type limit struct {
 	metric        string
 	factor, floor float64
@@ -191,7 +191,7 @@ func judge(runs []result.Run, limits limits) ([]growth, error) {
 	return growths, errors.Join(errs...)
 }
 
-// unusual is an error if more than a tenth of the windows are: one always may be.
+// unusual is an error if more than a tenth of the windows are, which are as many as have a checkpoint, and one more.
 func unusual(values []float64, b bound) error {
 	n := 0
 	for _, v := range values {
@@ -199,8 +199,9 @@ func unusual(values []float64, b bound) error {
 			n++
 		}
 	}
-	if n <= max(1, len(values)/10) {
+	most := len(values)/10 + 1
+	if n <= most {
 		return nil
 	}
-	return fmt.Errorf("%s was beyond %.2f in %d of %d windows, and may be in a tenth of them", b.metric, b.usual, n, len(values))
+	return fmt.Errorf("%s was beyond %.2f in %d of %d windows, and may be in %d", b.metric, b.usual, n, len(values), most)
 }

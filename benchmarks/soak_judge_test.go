@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -10,6 +9,133 @@ import (
 
 	"github.com/watermill-outbox/outbox/benchmarks/result"
 )
+
+// testLimits are of a metric that is told by its factor, and one that is small.
+var testLimits = limits{
+	windows: []bound{{metric: "oldest_s", ever: 5, usual: 1}},
+	run:     []limit{{metric: "p50_ms", factor: 1.3, floor: 1}, {metric: "table_mb", factor: 1.2, floor: 4}},
+}
+
+// steadyRuns are 31 windows in which nothing grows, with some noise, and a first one that is slower.
+func steadyRuns() []result.Run {
+	noise := []float64{1, 1.04, 0.97, 1.02, 0.96}
+	runs := make([]result.Run, 31)
+	for i := range runs {
+		of := noise[i%len(noise)]
+		runs[i] = result.Run{Repetition: i + 1, Metrics: metrics{
+			"p50_ms": 10 * of, "table_mb": 1 * of, "duplicates": 0, "load_percent": 100, "oldest_s": 0.01,
+		}}
+	}
+	runs[0].Metrics["p50_ms"], runs[0].Metrics["load_percent"] = 500, 40
+	return runs
+}
+
+func TestJudge(t *testing.T) {
+	thirds := func(runs []result.Run) (first, last []result.Run) {
+		return runs[warmUp : warmUp+10], runs[warmUp+20:]
+	}
+	times := func(of []result.Run, metric string, factor float64) {
+		for _, run := range of {
+			run.Metrics[metric] *= factor
+		}
+	}
+	for name, test := range map[string]struct {
+		change func(runs []result.Run) []result.Run
+		fails  string // empty where it must pass
+	}{
+		"steady": {change: func(runs []result.Run) []result.Run { return runs }},
+		"a figure just within its factor": {change: func(runs []result.Run) []result.Run {
+			_, last := thirds(runs)
+			times(last, "p50_ms", 1.29)
+			return runs
+		}},
+		"a figure just above its factor": {change: func(runs []result.Run) []result.Run {
+			_, last := thirds(runs)
+			times(last, "p50_ms", 1.31)
+			return runs
+		}, fails: "p50_ms has grown from 10.00 to 13.10, and may be 13.00"},
+		"a small figure that grows fourfold below its floor": {change: func(runs []result.Run) []result.Run {
+			_, last := thirds(runs)
+			times(last, "table_mb", 4.5)
+			return runs
+		}},
+		"a small figure that grows beyond its floor": {change: func(runs []result.Run) []result.Run {
+			_, last := thirds(runs)
+			times(last, "table_mb", 5.5)
+			return runs
+		}, fails: "table_mb has grown from 1.00 to 5.50, and may be 5.00"},
+		"a figure that grows by a fortieth of itself in each window": {change: func(runs []result.Run) []result.Run {
+			for i, run := range runs {
+				run.Metrics["p50_ms"] *= 1 + float64(i)/40
+			}
+			return runs
+		}, fails: "p50_ms has grown"},
+		"a figure that falls": {change: func(runs []result.Run) []result.Run {
+			first, _ := thirds(runs)
+			times(first, "p50_ms", 9)
+			return runs
+		}},
+		"four bad windows of the last ten, such as of a neighbour": {change: func(runs []result.Run) []result.Run {
+			_, last := thirds(runs)
+			times(last[2:6], "p50_ms", 50)
+			return runs
+		}},
+		"the middle third, which is between two that are alike": {change: func(runs []result.Run) []result.Run {
+			times(runs[warmUp+10:warmUp+20], "p50_ms", 50)
+			return runs
+		}, fails: "p50_ms has grown from 10.00 to 500.00"},
+		"a duplicate, in the window to warm up": {change: func(runs []result.Run) []result.Run {
+			runs[0].Metrics["duplicates"] = 1
+			return runs
+		}, fails: "window 1: 1 messages came twice"},
+		"a message that does not come": {change: func(runs []result.Run) []result.Run {
+			runs[17].Metrics["oldest_s"] = 5.1
+			return runs
+		}, fails: "window 18: oldest_s was 5.10, beyond 5.00, which no window may be"},
+		"five windows of thirty that are unusual": {change: func(runs []result.Run) []result.Run {
+			times(runs[4:9], "oldest_s", 110)
+			return runs
+		}, fails: "oldest_s was beyond 1.00 in 5 of 30 windows, and may be in 4"},
+		"four of them": {change: func(runs []result.Run) []result.Run {
+			times(runs[4:8], "oldest_s", 110)
+			return runs
+		}},
+		"a metric that is missing once": {change: func(runs []result.Run) []result.Run {
+			delete(runs[30].Metrics, "table_mb")
+			return runs
+		}, fails: "window 31: table_mb could not be measured"},
+		"duplicates that nobody counted": {change: func(runs []result.Run) []result.Run {
+			delete(runs[12].Metrics, "duplicates")
+			return runs
+		}, fails: "window 13: duplicates could not be measured"},
+		"a metric that is no number": {change: func(runs []result.Run) []result.Run {
+			runs[4].Metrics["p50_ms"] = math.NaN()
+			return runs
+		}, fails: "window 5: p50_ms could not be measured"},
+		"a window that has failed": {change: func(runs []result.Run) []result.Run {
+			runs[4].Error = "the relay has ended"
+			return runs
+		}, fails: "window 5: the relay has ended"},
+		"a load that was not kept up": {change: func(runs []result.Run) []result.Run {
+			_, last := thirds(runs)
+			times(last, "load_percent", 0.9)
+			return runs
+		}, fails: "the load was 90 % of what was asked for"},
+		"the fewest windows": {change: func(runs []result.Run) []result.Run { return runs[:10] }},
+		"too few windows":    {change: func(runs []result.Run) []result.Run { return runs[:9] }, fails: "9 windows are too few"},
+		"none":               {change: func([]result.Run) []result.Run { return nil }, fails: "0 windows are too few"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			growths, err := judge(test.change(steadyRuns()), testLimits)
+			if test.fails != "" {
+				require.ErrorContains(t, err, test.fails)
+				return
+			}
+			require.NoError(t, err)
+			require.Len(t, growths, len(testLimits.run))
+		})
+	}
+}
 
 // judgedRate is the load of the runs here, and judgedLimits are what `make soak` judges it by on the servers of
 // `make services`.
@@ -156,9 +282,9 @@ func TestJudge_PassesWhatIsFlat(t *testing.T) {
 	for name, change := range map[string]func(runs []result.Run, rng *rand.Rand){
 		"a quiet machine": func([]result.Run, *rand.Rand) {},
 		"a busy machine": func(runs []result.Run, rng *rand.Rand) {
-			for _, run := range runs {
+			for _, run := range runs[warmUp:] {
 				for _, metric := range []string{"p50_ms", "p99_ms"} {
-					run.Metrics[metric] *= 15 * math.Exp(0.4*rng.NormFloat64())
+					run.Metrics[metric] *= 15 * math.Exp(0.3*rng.NormFloat64())
 				}
 				run.Metrics["p99_ms"] = min(run.Metrics["p99_ms"], 1900)
 				run.Metrics["p999_ms"] *= 8
@@ -166,13 +292,18 @@ func TestJudge_PassesWhatIsFlat(t *testing.T) {
 				run.Metrics["backlog"] *= 10
 			}
 		},
-		"tables that are cut back to nothing, once late": func(runs []result.Run, rng *rand.Rand) {
-			dead, late := 0.0, 20+rng.IntN(80)
+		"tables that are cut back to nothing about once a minute, and once late": func(runs []result.Run, rng *rand.Rand) {
+			const window, minute = 30, 60
+			dead, late := rng.Float64()*minute, 20+rng.IntN(80) // seconds since the last vacuum
 			for i, run := range runs {
-				if dead++; dead > 2+rng.Float64() && i != late {
-					dead = rng.Float64()
+				most := 0.0
+				for range window {
+					if dead++; dead > minute+3*rng.Float64() && i != late {
+						dead = 0
+					}
+					most = max(most, dead)
 				}
-				run.Metrics["table_mb"], run.Metrics["index_mb"] = 2+8*dead, 1+4*dead
+				run.Metrics["table_mb"], run.Metrics["index_mb"] = 2+0.4*most, 1+0.15*most
 			}
 		},
 		"a vacuum that comes every five minutes": func(runs []result.Run, rng *rand.Rand) {
@@ -223,6 +354,6 @@ func TestJudge_PassesWhatIsFlat(t *testing.T) {
 func TestJudge_PassesAFlatRunOfTenMinutes(t *testing.T) {
 	for seed := range uint64(200) {
 		_, err := judge(flatRuns(seed)[:20], judgedLimits)
-		require.NoError(t, err, fmt.Sprintf("seed %d", seed))
+		require.NoError(t, err, "seed %d", seed)
 	}
 }
