@@ -13,13 +13,16 @@ import (
 //
 //   - Of each key at most one message is ready or being published: the front of its queue.
 //   - When that one fails or is set aside, those behind it go back to the store, which gives them out again when the
-//     outcome has been written.
+//     outcome has been written. So do they when it is done and they were claimed after its claim was lost.
+//   - Behind a call that hangs nothing waits.
 //   - Every claimed message leaves exactly once: with an outcome, with a release, or because its lease was lost.
 type dispatcher struct {
 	cfg     *Config
 	observe func(Event)
 	outages *outages
 	pauses  bool // the store leaves topics out that are down
+
+	claims int // taken in so far
 
 	keys  map[string]*keyQueue
 	spare []*keyQueue // to be used again: most keys come and go with one message
@@ -47,13 +50,12 @@ type item struct {
 	msg       *Message
 	size      int
 	term      int64 // see TermReporter
+	claim     int   // of all, which one it came with
 	claimedAt time.Time
 	startedAt time.Time
 	probe     func(error) // ends the topic's probe that this is, if it is one
 	// deferred is set when a probe was to be found and this message had failed before: others go first.
-	deferred bool
-	// again is set when the store has given the message out once more, after the lease was lost and taken again.
-	again      bool
+	deferred   bool
 	hangs      bool // counted as hanging
 	phase      atomic.Int32
 	prev, next *item // in running
@@ -72,6 +74,7 @@ const (
 type keyQueue struct {
 	key         string
 	front, last *item
+	heldBack    int // the last claim that was held back behind a call that hangs
 }
 
 // marks is what the store is to be told: outcomes, and claims to give back.
@@ -93,39 +96,47 @@ func newDispatcher(cfg *Config, observe func(Event)) *dispatcher {
 
 // claimed takes messages in.
 func (d *dispatcher) claimed(msgs []Message, term int64, now time.Time) {
+	d.claims++
 	items := make([]item, len(msgs))
 	for i := range msgs {
 		it := &items[i]
-		it.msg, it.size, it.term, it.claimedAt = &msgs[i], msgs[i].Size(), term, now
-		if d.enqueue(it) {
-			d.inFlight++
-			d.inFlightBytes += it.size
-		}
+		it.msg, it.size, it.term, it.claim, it.claimedAt = &msgs[i], msgs[i].Size(), term, d.claims, now
+		d.inFlight++
+		d.inFlightBytes += it.size
+		d.enqueue(it, now)
 	}
 }
 
-// enqueue puts a message behind those of its key, unless it is there already: the lease was lost and taken again
-// meanwhile.
-func (d *dispatcher) enqueue(it *item) bool {
+// enqueue puts a message behind those of its key. The store gives out a key that is here already only if the lease was
+// lost and taken again meanwhile, and begins with the first message that is not done: as a rule the one that is here.
+func (d *dispatcher) enqueue(it *item, now time.Time) {
 	if it.msg.Key == "" {
 		d.ready.push(it)
-		return true
+		return
 	}
 	q := d.keys[it.msg.Key]
-	if q == nil {
+	switch {
+	case q == nil:
 		q = d.newQueue(it.msg.Key)
 		it.queue, q.front, q.last = q, it, it
 		d.ready.push(it)
-		return true
+	case q.front.phase.Load() == phaseStalled:
+		d.holdBack(q, it, now)
+	default:
+		it.queue, q.last.behind, q.last = q, it, it
 	}
-	for other := q.front; other != nil; other = other.behind {
-		if other.msg.ID == it.msg.ID {
-			other.again = true
-			return false
-		}
+}
+
+// holdBack gives a message back whose key has a call that hangs: nobody knows for how long, and it would fill the window.
+// The first of them waits in the store, which would otherwise give them out again at once. When the call has been
+// successful, its outcome ends that message under any ID, and the others are free.
+func (d *dispatcher) holdBack(q *keyQueue, it *item, now time.Time) {
+	if q.heldBack == it.claim {
+		d.release(it, now)
+		return
 	}
-	it.queue, q.last.behind, q.last = q, it, it
-	return true
+	q.heldBack = it.claim
+	d.postpone(it, d.cfg.PublishTimeout, now)
 }
 
 func (d *dispatcher) newQueue(key string) *keyQueue {
@@ -140,16 +151,18 @@ func (d *dispatcher) newQueue(key string) *keyQueue {
 	return q
 }
 
-// leave takes the front out of its queue and returns the next one, if there is one.
-func (d *dispatcher) leave(it *item) *item {
+// leave takes the front out of its queue, if it has one.
+func (d *dispatcher) leave(it *item) {
 	q, behind := it.queue, it.behind
+	if q == nil {
+		return
+	}
 	it.queue, it.behind = nil, nil
 	if q.front = behind; behind == nil {
 		delete(d.keys, q.key)
 		*q = keyQueue{}
 		d.spare = append(d.spare, q)
 	}
-	return behind
 }
 
 // next returns the next message to publish, or nil if none may be, and counts it as being published.
@@ -192,7 +205,7 @@ func (d *dispatcher) returned(it *item, err error, now time.Time) {
 		d.published++
 		d.outages.succeeded(it, now)
 		d.settle(it, Outcome{ID: it.msg.ID, Status: StatusProcessed, Archive: d.cfg.Retention > 0}, now)
-		d.advance(it)
+		d.advance(it, now)
 	case errLost: //nolint:errorlint // nobody wraps it, and an Is method of the publisher's error might panic
 		d.lost(it, now)
 	default:
@@ -215,16 +228,9 @@ func (d *dispatcher) countHanging(it *item, n int) {
 var errLost = errors.New("the lease was lost")
 
 // lost forgets a message whose claim is gone, and those behind it in its key with it: even if the lease is back
-// already, they must not go before the message that the store is about to give out again. One that the store has given
-// out again meanwhile has its turn anew.
+// already, they must not go before the message that the store is about to give out again.
 func (d *dispatcher) lost(it *item, now time.Time) {
 	d.outages.dropped(it, now)
-	if it.again && !d.stopping {
-		it.again = false
-		it.phase.Store(phaseSent)
-		d.ready.push(it)
-		return
-	}
 	d.keepInStore(it, now) // it may be claimed anew, or kept there for a late mark
 }
 
@@ -256,14 +262,14 @@ func (d *dispatcher) retry(it *item, err error, counted bool, after time.Duratio
 	}
 	d.observe(FailedEvent{Message: *it.msg, Err: err, Counted: counted, RetryAfter: after})
 	d.settle(it, o, now)
-	d.releaseKey(it, now)
+	d.releaseKey(it, after, now)
 }
 
 func (d *dispatcher) setAside(it *item, err error, now time.Time) {
 	d.outages.settled(it)
 	d.observe(SetAsideEvent{Message: *it.msg, Err: err})
 	d.settle(it, Outcome{ID: it.msg.ID, Status: StatusFailed, Err: err}, now)
-	d.releaseKey(it, now)
+	d.releaseKey(it, 0, now)
 }
 
 // putOff has a message whose topic is down wait for the next probe.
@@ -273,35 +279,36 @@ func (d *dispatcher) putOff(it *item, now time.Time) {
 		return
 	}
 	// The store would give it out again at once.
-	d.settle(it, Outcome{ID: it.msg.ID, Status: StatusPending, RetryAfter: d.outages.untilProbe(it.msg.Topic, now)}, now)
-	d.releaseKey(it, now)
+	wait := d.outages.untilProbe(it.msg.Topic, now)
+	d.postpone(it, wait, now)
+	d.releaseKey(it, wait, now)
 }
 
 // keepInStore gives a message back, with all behind it in its key.
 func (d *dispatcher) keepInStore(it *item, now time.Time) {
 	d.release(it, now)
-	d.releaseKey(it, now)
+	d.releaseKey(it, 0, now)
 }
 
-// advance lets the message behind it go.
-func (d *dispatcher) advance(it *item) {
-	if it.queue == nil {
-		return
-	}
-	if behind := d.leave(it); behind != nil {
+// advance lets the message behind it go. One of a later claim may be the same message: the store has to know first that
+// it is done.
+func (d *dispatcher) advance(it *item, now time.Time) {
+	switch {
+	case it.queue == nil || it.behind == nil:
+		d.leave(it)
+	case it.behind.claim == it.claim:
+		behind := it.behind
+		d.leave(it)
 		d.ready.push(behind)
+	default:
+		d.releaseKey(it, 0, now)
 	}
 }
 
-// releaseKey gives all messages behind it back to the store.
-func (d *dispatcher) releaseKey(it *item, now time.Time) {
-	if it.queue == nil {
-		return
-	}
-	for behind := d.leave(it); behind != nil; {
-		it, behind = behind, d.leave(behind)
-		d.release(it, now)
-	}
+// releaseKey takes it out of its key, and gives all messages behind it back to the store; see releaseBehind.
+func (d *dispatcher) releaseKey(it *item, wait time.Duration, now time.Time) {
+	d.releaseBehind(it, wait, now)
+	d.leave(it)
 }
 
 // releaseWaiting gives back everything that is not being published. From then on nothing is to be sent.
@@ -311,22 +318,36 @@ func (d *dispatcher) releaseWaiting(now time.Time) {
 		d.keepInStore(it, now)
 	}
 	for it := d.publishing.head; it != nil; it = it.next {
-		d.releaseBehind(it, now)
+		d.releaseBehind(it, 0, now)
 	}
 }
 
-// releaseBehind gives back what waits behind a message that is being published.
-func (d *dispatcher) releaseBehind(it *item, now time.Time) {
+// releaseBehind gives back what waits behind a message. What was claimed after its claim was lost begins, as a rule, with
+// the message itself, which is not released but has an outcome, too: it waits as long as the lost claim's outcome says, and
+// is not free before the store knows that one.
+func (d *dispatcher) releaseBehind(it *item, wait time.Duration, now time.Time) {
 	if it.queue == nil {
 		return
 	}
+	latest := it.queue.last.claim
+	lost := latest != it.claim
 	for behind := it.behind; behind != nil; {
 		next := behind.behind
 		behind.queue, behind.behind = nil, nil
-		d.release(behind, now)
+		if lost && behind.claim == latest {
+			lost = false
+			d.postpone(behind, wait, now)
+		} else {
+			d.release(behind, now)
+		}
 		behind = next
 	}
 	it.behind, it.queue.last = nil, it
+}
+
+// postpone has the store give a message out again after a while. Nothing is counted.
+func (d *dispatcher) postpone(it *item, wait time.Duration, now time.Time) {
+	d.settle(it, Outcome{ID: it.msg.ID, Status: StatusPending, RetryAfter: wait}, now)
 }
 
 func (d *dispatcher) settle(it *item, o Outcome, now time.Time) {
@@ -372,7 +393,7 @@ func (d *dispatcher) tick(now time.Time) {
 			if !d.outages.noProbes {
 				d.countHanging(it, 1)
 			}
-			d.releaseBehind(it, now)
+			d.releaseBehind(it, d.cfg.PublishTimeout, now)
 			d.outages.stalled(it, now)
 			msg := *it.msg
 			msg.Payload, msg.Headers = nil, nil // the publisher may be writing to them

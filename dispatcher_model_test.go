@@ -22,6 +22,7 @@ import (
 //   - At most one message of a key is ready or being published.
 //   - What is taken in leaves once: inFlight and hanging together are the messages taken in whose outcome or release the
 //     store has not got, hanging has a bound of its own, stalled is of the calls reported as such, and all are zero at the end.
+//   - Behind a call that hangs nothing waits, also after its lease was lost and taken again.
 //   - First deliveries are in the order of each key, those of another instance included.
 //   - What is marked as processed was delivered, and only what was committed is.
 //   - A failure counts if another message of its topic, sent after this one's last attempt had ended, was acknowledged,
@@ -90,14 +91,9 @@ func (h *dispatcherHistory) observe(event Event) {
 	h.heard = append(h.heard, event)
 	if e, stalled := event.(StalledEvent); stalled {
 		for _, c := range h.sent { // by age
-			if c.row.msg.ID == e.Message.ID && !c.answered && !c.stalled {
+			if c.it.msg.ID == e.Message.ID && !c.answered && !c.stalled {
 				c.stalled = true
 				break
-			}
-		}
-		for r, n := range h.taken {
-			if r.msg.Key != "" && r.msg.Key == e.Message.Key && r.msg.ID != e.Message.ID && n != h.left(r.msg.ID) {
-				h.wrong = "behind a call that hangs waits " + r.msg.ID
 			}
 		}
 	}
@@ -152,24 +148,22 @@ func (h *dispatcherHistory) claim(t *rapid.T) {
 	}
 	msgs := h.store.claim(rapid.IntRange(1, room).Draw(t, "limit"), time.Now())
 	for _, m := range msgs {
-		if r := h.all[atoi(m.ID)]; m.Key == "" || h.taken[r] == h.left(m.ID) { // else it is known
-			h.taken[r]++
-		}
+		h.taken[h.row(m.ID)]++
 	}
 	h.d.claimed(msgs, 0, time.Now())
 }
 
 // left is how many times a message has left the dispatcher without the store's knowledge.
-func (h *dispatcherHistory) left(id string) int {
+func (h *dispatcherHistory) left(r *simulatedRow) int {
 	n := 0
 	for _, m := range []*marks{&h.d.pending, cmp.Or(h.batch, &marks{})} {
 		for _, o := range m.outcomes {
-			if o.ID == id {
+			if h.row(o.ID) == r {
 				n++
 			}
 		}
 		for _, released := range m.released {
-			if released == id {
+			if h.row(released) == r {
 				n++
 			}
 		}
@@ -177,12 +171,13 @@ func (h *dispatcherHistory) left(id string) int {
 	return n
 }
 
-func atoi(id string) int {
-	n, err := strconv.Atoi(id)
+// row returns a message by the ID of a claim of it.
+func (h *dispatcherHistory) row(id string) *simulatedRow {
+	n, err := strconv.Atoi(rowID(id))
 	if err != nil {
 		panic(err) // begin made it
 	}
-	return n
+	return h.all[n]
 }
 
 // send is the loop with a worker that is free.
@@ -198,7 +193,7 @@ func (h *dispatcherHistory) send(t *rapid.T) {
 	if it == nil {
 		return
 	}
-	c := &brokerCall{it: it, row: h.all[atoi(it.msg.ID)], sent: time.Now(), probe: down[it.msg.Topic]}
+	c := &brokerCall{it: it, row: h.row(it.msg.ID), sent: time.Now(), probe: down[it.msg.Topic]}
 	for _, other := range h.sent {
 		if c.probe && other.probe && !other.stalled && other.row.msg.Topic == c.row.msg.Topic {
 			t.Fatalf("%s and %s go to a topic that is down", other.row.msg.ID, c.row.msg.ID)
@@ -210,7 +205,7 @@ func (h *dispatcherHistory) send(t *rapid.T) {
 // call is a worker that begins.
 func (h *dispatcherHistory) call(t *rapid.T) {
 	c := pick(t, slices.Concat(h.sent, h.abandoned), func(c *brokerCall) bool { return !c.begun && !c.answered })
-	if c.begun = h.store.leased && c.row.claimed; !c.begun {
+	if c.begun = h.store.leased && c.row.claim == c.it.msg.ID; !c.begun {
 		c.err = errLost
 		h.answers(t, c)
 	}
@@ -327,7 +322,7 @@ func (h *dispatcherHistory) marked(t *rapid.T) {
 		gone = append(gone, o.ID)
 	}
 	for _, id := range gone {
-		if h.taken[h.all[atoi(id)]]--; h.taken[h.all[atoi(id)]] < 0 {
+		if h.taken[h.row(id)]--; h.taken[h.row(id)] < 0 {
 			t.Fatalf("%s has left twice", id)
 		}
 	}
@@ -449,7 +444,7 @@ func (h *dispatcherHistory) restart(t *rapid.T) {
 func (h *dispatcherHistory) flush(t *rapid.T, few int) {
 	for _, c := range slices.Clone(h.sent)[min(few, len(h.sent)):] {
 		if !c.answered {
-			if !c.begun && (!h.store.leased || !c.row.claimed) {
+			if !c.begun && (!h.store.leased || c.row.claim != c.it.msg.ID) {
 				c.err = errLost
 			}
 			h.answers(t, c)
@@ -488,6 +483,7 @@ func (h *dispatcherHistory) check(t *rapid.T) {
 		busy(c.it)
 		if c.stalled {
 			stalled++
+			h.checkBehind(t, c)
 		}
 		if c.it.hangs {
 			hanging++
@@ -522,6 +518,22 @@ func (h *dispatcherHistory) check(t *rapid.T) {
 		}
 	}
 	h.heard = nil
+}
+
+// checkBehind checks that a call that hangs is all that the dispatcher has of its key.
+func (h *dispatcherHistory) checkBehind(t *rapid.T, c *brokerCall) {
+	if c.row.msg.Key == "" {
+		return
+	}
+	n := 0
+	for r, taken := range h.taken {
+		if r.msg.Key == c.row.msg.Key {
+			n += taken - h.left(r)
+		}
+	}
+	if n != 1 {
+		t.Fatalf("behind %s, whose call hangs, %d messages wait", c.it.msg.ID, n-1)
+	}
 }
 
 // finish publishes everything that is left, which must be possible from any state.

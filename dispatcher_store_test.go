@@ -2,17 +2,27 @@ package outbox
 
 import (
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"pgregory.net/rapid"
 )
 
 // simulatedStore gives messages out as the contract of LeasedStore says: those of a key ascending and in runs, none of
-// a key while any of it is claimed or its first one waits.
+// a key while any of it is claimed or its first one waits. A claim after a lost one comes with another ID.
 type simulatedStore struct {
-	rows   []*simulatedRow // pending, ascending by id; those that are not committed included
-	leased bool
-	paused []string
+	rows       []*simulatedRow // pending, ascending by id; those that are not committed included
+	leased     bool
+	paused     []string
+	generation int                       // of claims
+	orphans    map[string]simulatedClaim // whose lease was lost, by ID: for a late mark
+}
+
+// simulatedClaim is a message as it was given out.
+type simulatedClaim struct {
+	row     *simulatedRow
+	retries int
 }
 
 // simulatedRow is a message. Of two with the same key the first must go first if it was visible before the second was
@@ -21,10 +31,9 @@ type simulatedRow struct {
 	msg            Message
 	begun, visible int       // steps; visible is 0 before the commit
 	due            time.Time // after a failed attempt
-	claimed        bool
-	orphan         bool // claimed when the lease was lost
-	given          int  // the retries that it was given out with
-	poison         bool // fails always
+	claim          string    // the ID that it is claimed under, or nothing
+	given          int       // the retries that it was given out with
+	poison         bool      // fails always
 	delivered      bool
 	attempted      time.Time // the end of the last attempt that failed, of any instance
 	failedHere     bool      // this dispatcher has seen that attempt
@@ -38,21 +47,25 @@ func (s *simulatedStore) claim(limit int, now time.Time) []Message {
 	}
 	blocked, taken := map[string]bool{}, map[string]int{}
 	for _, r := range s.rows {
-		blocked[r.msg.Key] = r.msg.Key != "" && (blocked[r.msg.Key] || r.claimed)
+		blocked[r.msg.Key] = r.msg.Key != "" && (blocked[r.msg.Key] || r.claim != "")
 	}
 	var msgs []Message
 	for _, r := range s.rows {
 		key := r.msg.Key
 		switch {
 		case r.visible == 0 || blocked[key] || len(msgs) == limit:
-		case r.claimed || r.due.After(now) || slices.Contains(s.paused, r.msg.Topic) || taken[key] == runOfAKey:
+		case r.claim != "" || r.due.After(now) || slices.Contains(s.paused, r.msg.Topic) || taken[key] == runOfAKey:
 			blocked[key] = key != ""
 		default:
 			if key != "" {
 				taken[key]++
 			}
-			r.claimed, r.orphan, r.given = true, false, r.msg.Retries
-			msgs = append(msgs, r.msg)
+			m := r.msg
+			if s.generation > 0 {
+				m.ID += "." + strconv.Itoa(s.generation)
+			}
+			r.claim, r.given = m.ID, m.Retries
+			msgs = append(msgs, m)
 		}
 	}
 	return msgs
@@ -65,33 +78,36 @@ const retryWait = 300 * time.Millisecond
 // settle ends claims, also those of a lease that was lost. What it is told twice it does once.
 func (s *simulatedStore) settle(t *rapid.T, m *marks, now time.Time) {
 	for _, o := range m.outcomes {
-		r := s.row(o.ID)
-		if r == nil || (!r.claimed && !r.orphan) {
-			continue
+		c, known := s.orphans[o.ID]
+		if r := s.claimedAs(o.ID); r != nil {
+			c, known = simulatedClaim{r, r.given}, true
+			if r.claim = ""; o.Status == StatusPending {
+				r.due = now.Add(retryWait)
+			}
 		}
-		if r.claimed && o.Status == StatusPending {
-			r.due = now.Add(retryWait)
-		}
-		r.claimed, r.orphan = false, false
+		delete(s.orphans, o.ID)
 		switch {
-		case o.Status == StatusProcessed && !r.delivered:
+		case !known:
+		case o.Status == StatusProcessed && !c.row.delivered:
 			t.Fatalf("%s is marked as processed, and was never published", o.ID)
 		case o.Status != StatusPending:
-			s.remove(r)
+			s.remove(c.row) // whatever it is claimed under by now
 		case o.Err != nil:
-			r.msg.Retries = r.given + 1
+			c.row.msg.Retries = c.retries + 1
 		}
 	}
 	for _, id := range m.released {
-		if r := s.row(id); r != nil {
-			r.claimed, r.orphan = false, false
+		if r := s.claimedAs(id); r != nil {
+			r.claim = ""
 		}
+		delete(s.orphans, id)
 	}
 }
 
-func (s *simulatedStore) row(id string) *simulatedRow {
+// claimedAs returns the message that is claimed under this ID, or nil.
+func (s *simulatedStore) claimedAs(id string) *simulatedRow {
 	for _, r := range s.rows {
-		if r.msg.ID == id {
+		if r.claim == id {
 			return r
 		}
 	}
@@ -105,8 +121,26 @@ func (s *simulatedStore) remove(r *simulatedRow) {
 // end forgets all claims; those of a lease that was lost are remembered for a late mark.
 func (s *simulatedStore) end(lost bool) {
 	s.leased, s.paused = false, nil
-	for _, r := range s.rows {
-		r.orphan = lost && (r.claimed || r.orphan)
-		r.claimed, r.due = false, time.Time{} // waits are forgotten
+	if s.orphans == nil || !lost {
+		s.orphans = map[string]simulatedClaim{}
 	}
+	claimed := false
+	for _, r := range s.rows {
+		if r.claim != "" {
+			claimed = true
+			if lost {
+				s.orphans[r.claim] = simulatedClaim{r, r.given}
+			}
+		}
+		r.claim, r.due = "", time.Time{} // waits are forgotten
+	}
+	if claimed {
+		s.generation++
+	}
+}
+
+// rowID returns what an ID of a claim has of its row.
+func rowID(id string) string {
+	row, _, _ := strings.Cut(id, ".")
+	return row
 }

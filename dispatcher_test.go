@@ -27,32 +27,163 @@ func (d *dispatcher) publish(t *testing.T, id string, err error, after time.Dura
 	d.returned(it, err, time.Now())
 }
 
-func TestDispatcher_KeepsTheOrderOfAKey_WhenTheLeaseGoesAwayTwice(t *testing.T) {
+// claim takes messages of key k in.
+func (d *dispatcher) claim(ids ...string) {
+	msgs := make([]Message, len(ids))
+	for i, id := range ids {
+		msgs[i] = Message{ID: id, UUID: rowID(id), Key: "k"}
+	}
+	d.claimed(msgs, 0, time.Now())
+}
+
+// told returns what the store is told: "1 processed", "1.1 pending 30s", "2.1 released".
+func (d *dispatcher) told() (told []string) {
+	m := d.takeMarks()
+	for _, o := range m.outcomes {
+		one := o.ID + " " + string(o.Status)
+		if o.Status == StatusPending {
+			one += " " + o.RetryAfter.String()
+		}
+		told = append(told, one)
+	}
+	for _, id := range m.released {
+		told = append(told, id+" released")
+	}
+	d.marked(m)
+	return told
+}
+
+func TestDispatcher_KeepsNothingBehindACallThatHangs_WhenTheLeaseGoesAwayAndComesBack(t *testing.T) {
+	for name, claimsBefore := range map[string]bool{"after it was noticed": false, "before": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := newTestDispatcher()
+				d.claim("1", "2", "3")
+				hung := d.next(time.Now())
+				if claimsBefore {
+					d.claim("1.1", "2.1", "3.1")
+					d.claim("1.2", "2.2", "3.2")
+				}
+				time.Sleep(d.cfg.PublishTimeout)
+				d.tick(time.Now())
+				if claimsBefore {
+					require.Equal(t, []string{
+						"1.2 pending 30s", "2 released", "3 released", "1.1 released", "2.1 released", "3.1 released",
+						"2.2 released", "3.2 released",
+					}, d.told())
+				} else {
+					require.Equal(t, []string{"2 released", "3 released"}, d.told())
+				}
+				for range 3 {
+					d.claim("1.3", "2.3", "3.3")
+					require.Nil(t, d.next(time.Now()))
+					require.Equal(t, []string{"1.3 pending 30s", "2.3 released", "3.3 released"}, d.told(),
+						"or the store would give them out again at once")
+					require.Zero(t, d.inFlight)
+					require.Zero(t, d.inFlightBytes)
+				}
+				d.returned(hung, nil, time.Now())
+				require.Equal(t, []string{"1 processed"}, d.told())
+				require.True(t, d.idle())
+				d.claim("2.3", "3.3")
+				d.publish(t, "2.3", nil, 0)
+				d.publish(t, "3.3", nil, 0)
+			})
+		})
+	}
+}
+
+// What was claimed again ends only together with the outcome of the lost claim.
+func TestDispatcher_WhatIsClaimedAgainWaitsForWhatComesOfTheLostClaim(t *testing.T) {
+	for name, c := range map[string]struct {
+		err  error
+		told []string
+	}{
+		"published": {nil, []string{"1 processed", "1.1 pending 0s", "2.1 released"}},
+		"refused":   {errRefused, []string{"1 failed", "1.1 pending 0s", "2.1 released"}},
+		"lost":      {errLost, []string{"1.1 pending 0s", "1 released", "2.1 released"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := newTestDispatcher()
+				d.cfg.PermanentError = func(err error) bool { return errors.Is(err, errRefused) }
+				d.claim("1")
+				it := d.next(time.Now())
+				d.claim("1.1", "2.1")
+				d.returned(it, c.err, time.Now())
+				require.Nil(t, d.next(time.Now()), "it would be published twice")
+				require.Equal(t, c.told, d.told())
+				require.True(t, d.idle())
+			})
+		})
+	}
+}
+
+func TestDispatcher_KeepsBackoffAndCount_WhenTheLeaseGoesAwayAndComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newTestDispatcher()
-		msgs := []Message{{ID: "1", Key: "k"}, {ID: "2", Key: "k"}}
-		d.claimed(msgs, 0, time.Now())
-		d.claimed(msgs, 0, time.Now()) // the lease was lost and taken again
-		for range 2 {                  // and was lost again before a worker got there
-			if it := d.next(time.Now()); it != nil {
-				d.returned(it, errLost, time.Now())
-			}
+		var failures []FailedEvent
+		d.observe = func(e Event) { failures = append(failures, e.(FailedEvent)) }
+		healthy := func() {
+			time.Sleep(time.Millisecond) // it is sent after the failure
+			d.claimed([]Message{{ID: "healthy"}}, 0, time.Now())
+			d.publish(t, "healthy", nil, time.Millisecond)
+			d.told()
 		}
-		d.claimed(msgs, 0, time.Now())
-		d.publish(t, "1", nil, 0)
-		d.publish(t, "2", nil, 0)
+		d.claim("1")
+		d.publish(t, "1", errFails, time.Millisecond)
+		d.told()
+		healthy()
+		for i := range 10 {
+			d.claim("1." + strconv.Itoa(2*i+1))
+			it := d.next(time.Now())
+			again := "1." + strconv.Itoa(2*i+2)
+			d.claim(again, "2."+strconv.Itoa(2*i+2))
+			d.returned(it, errFails, time.Now())
+			last := failures[len(failures)-1]
+			require.True(t, last.Counted)
+			require.Equal(t, again+" pending "+last.RetryAfter.String(), d.told()[1])
+			healthy()
+		}
+		require.Equal(t, 1, d.outages.failing, "it is one message")
 	})
+}
+
+// A store may give a message out under the ID that it had, against the contract.
+func TestDispatcher_KeepsTheOrderOfAKey_WhenTheLeaseGoesAwayTwice(t *testing.T) {
+	for name, ids := range map[string][][]string{
+		"other IDs": {{"1", "2"}, {"1.1", "2.1"}, {"1.2", "2.2"}},
+		"same IDs":  {{"1", "2"}, {"1", "2"}, {"1", "2"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := newTestDispatcher()
+				d.claim(ids[0]...)
+				d.claim(ids[1]...) // the lease was lost and taken again
+				for range 2 {      // and was lost again before a worker got there
+					if it := d.next(time.Now()); it != nil {
+						d.returned(it, errLost, time.Now())
+					}
+				}
+				d.claim(ids[2]...)
+				d.publish(t, ids[2][0], nil, 0)
+				d.publish(t, ids[2][1], nil, 0)
+				d.told()
+				require.True(t, d.idle())
+			})
+		})
+	}
 }
 
 func TestDispatcher_StopsWhenTheLeaseGoesAwayTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newTestDispatcher()
-		d.claimed([]Message{{ID: "1", Key: "k"}}, 0, time.Now())
+		d.claim("1")
 		it := d.next(time.Now())
-		d.claimed([]Message{{ID: "1", Key: "k"}}, 0, time.Now())
+		d.claim("1.1")
 		d.releaseWaiting(time.Now())
 		d.returned(it, errLost, time.Now())
-		d.marked(d.takeMarks())
+		d.told()
 		require.True(t, d.idle(), "nobody will send it, so it must not wait")
 	})
 }

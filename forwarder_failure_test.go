@@ -128,6 +128,44 @@ func TestForwarder_AHungPublishHoldsUpItsKeyAlone(t *testing.T) {
 	})
 }
 
+func TestForwarder_AHungPublishHoldsUpItsKeyAlone_WhenItsLeaseGoesAwayAndComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size, window, n = 100 << 10, 1 << 20, 20
+		store, b, seen := newMemory(t), newBroker(), &events{}
+		hang := make(chan struct{})
+		b.answer = func(_ string, msg *message.Message) error {
+			if len(msg.Payload) == size {
+				<-hang
+			}
+			return nil
+		}
+		for range n {
+			publish(t, store, "topic", newMessage(strings.Repeat("x", size), "hung"))
+		}
+		run(t, store, b, outbox.WithMaxInFlightBytes(window), outbox.WithPublishTimeout(time.Second),
+			outbox.WithObserver(seen))
+		for i := range 10 {
+			time.Sleep(10 * time.Second) // it has stalled
+			if i < 3 {
+				store.Advance(time.Minute)
+			}
+			publish(t, store, "topic", newMessage("y", strconv.Itoa(i)))
+			b.await(t, 1)
+		}
+		var claims int
+		for _, e := range collect[outbox.ClaimedEvent](seen) {
+			if len(e.Messages[0].Payload) == size {
+				claims++
+			}
+		}
+		require.LessOrEqual(t, claims, 110, "about one a second, since what is claimed is read again")
+		close(hang)
+		b.await(t, n)
+		time.Sleep(5 * time.Second)
+		require.Len(t, b.payloads(), 10+n, "and nothing twice")
+	})
+}
+
 func TestForwarder_AHungTopicOfLargeMessagesStopsNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size, window = 100 << 10, 1 << 20
