@@ -117,23 +117,7 @@ func Check(h *History) *Report {
 	r := NewReport()
 	messages := h.known(r)
 	first := h.first(r)
-	for id, sent := range h.Sent {
-		if _, landed := first[id]; !landed {
-			r.addf(Lost, "%s of key %q has committed, and is not in the broker", id, sent.Key)
-		}
-		if m := messages[id]; m == nil {
-			r.addf(Impossible, "%s was sent, and nobody has told that it is to be published", id)
-		} else if m.Number != sent.Number || m.Key != sent.Key {
-			r.addf(Impossible, "%s was sent with key %q and number %d, and told of with %q and %d", id, sent.Key, sent.Number, m.Key, m.Number)
-		} else {
-			m.tx.kept++
-		}
-	}
-	for id, m := range messages {
-		if m.tx.kept > 0 && m.tx.kept < m.tx.messages {
-			r.addf(Torn, "%s was published by a transaction of whose %d messages %d have committed", id, m.tx.messages, m.tx.kept)
-		}
-	}
+	h.checkSent(r, messages, first)
 	for _, l := range h.Landings {
 		if l.Altered != "" {
 			r.addf(Altered, "%s in topic %s: %s", l.ID, l.Topic, l.Altered)
@@ -201,6 +185,27 @@ func (h *History) known(r *Report) map[string]*known {
 	}
 	r.Transactions = len(transactions)
 	return messages
+}
+
+// checkSent looks at all that has committed.
+func (h *History) checkSent(r *Report, messages map[string]*known, first map[string]Landing) {
+	for id, sent := range h.Sent {
+		if _, landed := first[id]; !landed {
+			r.addf(Lost, "%s of key %q has committed, and is not in the broker", id, sent.Key)
+		}
+		if m := messages[id]; m == nil {
+			r.addf(Impossible, "%s was sent, and nobody has told that it is to be published", id)
+		} else if m.Number != sent.Number || m.Key != sent.Key {
+			r.addf(Impossible, "%s was sent with key %q and number %d, and told of with %q and %d", id, sent.Key, sent.Number, m.Key, m.Number)
+		} else {
+			m.tx.kept++
+		}
+	}
+	for id, m := range messages {
+		if m.tx.kept > 0 && m.tx.kept < m.tx.messages {
+			r.addf(Torn, "%s was published by a transaction of whose %d messages %d have committed", id, m.tx.messages, m.tx.kept)
+		}
+	}
 }
 
 // checkAttempts looks for messages that were handed to the broker's client before they may be: before their transaction

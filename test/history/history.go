@@ -50,36 +50,36 @@ type Message struct {
 
 // Landing is a message in the broker.
 type Landing struct {
-	ID        string
-	Topic     string
-	Partition int32
-	Offset    int64
-	Time      int64 // of the broker, in whatever unit
+	ID        string `json:"id"`
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	Offset    int64  `json:"offset"`
+	Time      int64  `json:"time"` // of the broker, in whatever unit
 	// Altered tells what is not as it was sent: see [Message.Difference].
-	Altered string
+	Altered string `json:"altered,omitempty"`
 }
 
 // Effect is what a handler has written for a message.
 type Effect struct {
-	Group string
-	ID    string
+	Group string `json:"group"`
+	ID    string `json:"id"`
 	// Output is the message that was published with it, empty if none was to be.
-	Output string
+	Output string `json:"output"`
 }
 
 // History is all that is known in the end.
 type History struct {
 	Events []Event `json:"-"` // they are in the records
 	// Sent has the messages of all transactions that have committed, by a table that they have written, too.
-	Sent map[string]Message
+	Sent map[string]Message `json:"sent"`
 	// Slots has the slot of each key, by the database.
-	Slots    map[string]int
-	Landings []Landing
-	Effects  []Effect
+	Slots    map[string]int `json:"slots"`
+	Landings []Landing      `json:"landings"`
+	Effects  []Effect       `json:"effects"`
 	// Wanted tells which groups are to handle a message.
 	Wanted func(l Landing) []string `json:"-"`
 	// Left is how many rows are in the outbox after everything has come to rest.
-	Left int
+	Left int `json:"left"`
 	// Concurrency is how many calls of Publish a relay makes at once.
-	Concurrency int
+	Concurrency int `json:"concurrency"`
 }

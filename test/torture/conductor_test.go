@@ -395,7 +395,7 @@ func newDisk(t *testing.T) *disk {
 	folder, err := os.MkdirTemp("", "outbox-disk-") //nolint:usetesting // the user postgres cannot enter a TempDir
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(folder)) })
-	require.NoError(t, os.Chmod(folder, 0o711)) //nolint:gosec // so that he can
+	require.NoError(t, os.Chmod(folder, 0o711))
 	if err := syscall.Mount("outbox-torture", folder, "tmpfs", 0, "mode=1777,size="+diskSize); err != nil {
 		t.Logf("no disk will be full: a file system of a test's own takes the right to mount one (%v)", err)
 		return &disk{}

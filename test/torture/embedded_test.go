@@ -187,9 +187,10 @@ func (e *embedded) landed(sent map[string]history.Message) (all []history.Landin
 	lines := bufio.NewScanner(f)
 	for n := int64(0); lines.Scan(); n++ {
 		var line struct {
-			Topic, ID string
-			Metadata  message.Metadata
-			Payload   []byte
+			Topic    string           `json:"topic"`
+			ID       string           `json:"id"`
+			Metadata message.Metadata `json:"metadata"`
+			Payload  []byte           `json:"payload"`
 		}
 		require.NoError(e.t, json.Unmarshal(lines.Bytes(), &line))
 		msg := message.NewMessage(line.ID, line.Payload)

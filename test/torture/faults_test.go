@@ -13,12 +13,12 @@ import (
 
 // fault is one that was done.
 type fault struct {
-	Kind   string
-	Victim string // the process, for a fault to one, or the way to a server
-	Begun  int64  // by history.Now
+	Kind   string `json:"kind"`
+	Victim string `json:"victim"` // the process, for a fault to one, or the way to a server
+	Begun  int64  `json:"begun"`  // by history.Now
 	// Ready is from when it is counted how long recovering takes: when what was away accepts connections again, or when it
 	// has begun, where others have to take over.
-	Ready int64
+	Ready int64 `json:"ready"`
 }
 
 // kind of a fault. Each does it and undoes it.

@@ -28,14 +28,14 @@ func startPooler(t *testing.T, upstream string) *pooler {
 	folder, err := os.MkdirTemp("", "outbox-pooler-") //nolint:usetesting // the user postgres cannot enter a TempDir
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(folder)) })
-	require.NoError(t, os.Chmod(folder, 0o711)) //nolint:gosec // so that he can
+	require.NoError(t, os.Chmod(folder, 0o711))
 	p := &pooler{address: freeport.Address(t), settings: filepath.Join(folder, "pgbouncer.ini")}
 	_, port, err := net.SplitHostPort(p.address)
 	require.NoError(t, err)
 	host, upstreamPort, err := net.SplitHostPort(upstream)
 	require.NoError(t, err)
 	users := filepath.Join(folder, "users")
-	require.NoError(t, os.WriteFile(users, []byte("\"publishing\" \"\"\n\"relaying\" \"\"\n\"handling\" \"\"\n"), 0o644)) //nolint:gosec // he reads it
+	require.NoError(t, os.WriteFile(users, []byte("\"publishing\" \"\"\n\"relaying\" \"\"\n\"handling\" \"\"\n"), 0o644))
 	require.NoError(t, os.WriteFile(p.settings, fmt.Appendf(nil, `
 [databases]
 postgres = host=%s port=%s
@@ -51,7 +51,7 @@ max_client_conn = 200
 ignore_startup_parameters = extra_float_digits
 server_login_retry = 0.2
 server_connect_timeout = 3
-`, host, upstreamPort, port, users), 0o644)) //nolint:gosec // he reads it
+`, host, upstreamPort, port, users), 0o644))
 	p.start(t)
 	t.Cleanup(func() { p.stop(t, "KILL") })
 	return p

@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 	flag.Parse()
 	if *again != "" {
 		text, err := judgeAgain(*again)
-		fmt.Println(text, err)
+		fmt.Println(text, err) //nolint:forbidigo // what the flag is for
 		os.Exit(1) // so that go test shows it
 	}
 	code := m.Run()
@@ -134,8 +134,8 @@ func assess(h *history.History, faults []fault) (*history.Report, string) {
 
 // keptHistory is what is known beside the records.
 type keptHistory struct {
-	History *history.History
-	Faults  []fault
+	History *history.History `json:"history"`
+	Faults  []fault          `json:"faults"`
 }
 
 const keptName = "history.json"

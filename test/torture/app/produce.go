@@ -40,7 +40,7 @@ func (a *app) produce(ctx context.Context) error {
 	p := &producer{app: a}
 	var all sync.WaitGroup
 	for i := range writers {
-		random := rand.New(rand.NewPCG(a.seed, uint64(i)))
+		random := rand.New(rand.NewPCG(a.seed, uint64(i))) //nolint:gosec // what is drawn is no secret
 		all.Go(func() {
 			pause := float64(time.Second) * writers * usualSize / float64(a.rate)
 			for ctx.Err() == nil {
@@ -128,7 +128,7 @@ func note(ctx context.Context, tx pgx.Tx, topic string, msgs []history.Message) 
 	for i, m := range msgs {
 		ids[i], keys[i], numbers[i] = m.ID, m.Key, m.Number
 	}
-	_, err := tx.Exec(ctx, "INSERT INTO sent (id, key, number, topic) SELECT *, $4 FROM unnest($1::text[], $2::text[], $3::bigint[])", ids, keys, numbers, topic)
+	_, err := tx.Exec(ctx, "INSERT INTO sent (id, key, number, topic) SELECT m.id, m.key, m.number, $4 FROM unnest($1::text[], $2::text[], $3::bigint[]) m (id, key, number)", ids, keys, numbers, topic)
 	return err
 }
 

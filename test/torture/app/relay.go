@@ -46,7 +46,7 @@ var errGaveUp = errors.New("the Forwarder has ended")
 
 // haveTheWrongTime sets this process's clock to another one up to ten minutes away, and again at each SIGUSR1.
 func (a *app) haveTheWrongTime() {
-	random := rand.New(rand.NewPCG(a.seed, 0))
+	random := rand.New(rand.NewPCG(a.seed, 0)) //nolint:gosec // what is drawn is no secret
 	jumps := make(chan os.Signal, 1)
 	signal.Notify(jumps, syscall.SIGUSR1)
 	go func() { // it ends with the process

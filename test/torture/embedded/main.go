@@ -91,7 +91,7 @@ func (a *app) run(ctx context.Context, folder string, ttl time.Duration, seed ui
 	defer a.broker.Close() //nolint:errcheck // it is a file
 	var all sync.WaitGroup
 	for i := range writers {
-		random := rand.New(rand.NewPCG(seed, uint64(i)))
+		random := rand.New(rand.NewPCG(seed, uint64(i))) //nolint:gosec // what is drawn is no secret
 		all.Go(func() {
 			for !quiet && sleep(ctx, time.Duration(random.ExpFloat64()*float64(pause))) {
 				_ = a.produce(context.WithoutCancel(ctx), random) // the tables tell
