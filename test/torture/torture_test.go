@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 	if *again != "" {
 		text, err := judgeAgain(*again)
 		fmt.Println(text, err) //nolint:forbidigo // what the flag is for
-		os.Exit(1) // so that go test shows it
+		os.Exit(1)             // so that go test shows it
 	}
 	code := m.Run()
 	if *results != "" {
