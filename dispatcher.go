@@ -13,7 +13,7 @@ import (
 //
 //   - Of each key at most one message is ready or being published: the front of its queue.
 //   - When that one fails or is set aside, those behind it go back to the store, which gives them out again when the
-//     outcome has been written. So do they when it is done and they were claimed after its claim was lost.
+//     outcome has been written. So do they when it is done and they were claimed in a later term, after its claim was lost.
 //   - Behind a call that hangs nothing waits.
 //   - Every claimed message leaves exactly once: with an outcome, with a release, or because its lease was lost.
 type dispatcher struct {
@@ -50,7 +50,6 @@ type item struct {
 	msg       *Message
 	size      int
 	term      int64 // see TermReporter
-	claim     int   // of all, which one it came with
 	claimedAt time.Time
 	startedAt time.Time
 	probe     func(error) // ends the topic's probe that this is, if it is one
@@ -74,7 +73,7 @@ const (
 type keyQueue struct {
 	key         string
 	front, last *item
-	heldBack    int // the last claim that was held back behind a call that hangs
+	heldBack    int // which of all claims was the last to be held back behind a call that hangs
 }
 
 // marks is what the store is to be told: outcomes, and claims to give back.
@@ -100,7 +99,7 @@ func (d *dispatcher) claimed(msgs []Message, term int64, now time.Time) {
 	items := make([]item, len(msgs))
 	for i := range msgs {
 		it := &items[i]
-		it.msg, it.size, it.term, it.claim, it.claimedAt = &msgs[i], msgs[i].Size(), term, d.claims, now
+		it.msg, it.size, it.term, it.claimedAt = &msgs[i], msgs[i].Size(), term, now
 		d.inFlight++
 		d.inFlightBytes += it.size
 		d.enqueue(it, now)
@@ -131,11 +130,11 @@ func (d *dispatcher) enqueue(it *item, now time.Time) {
 // The first of them waits in the store, which would otherwise give them out again at once. When the call has been
 // successful, its outcome ends that message under any ID, and the others are free.
 func (d *dispatcher) holdBack(q *keyQueue, it *item, now time.Time) {
-	if q.heldBack == it.claim {
+	if q.heldBack == d.claims {
 		d.release(it, now)
 		return
 	}
-	q.heldBack = it.claim
+	q.heldBack = d.claims
 	d.postpone(it, d.cfg.PublishTimeout, now)
 }
 
@@ -290,13 +289,13 @@ func (d *dispatcher) keepInStore(it *item, now time.Time) {
 	d.releaseKey(it, 0, now)
 }
 
-// advance lets the message behind it go. One of a later claim may be the same message: the store has to know first that
-// it is done.
+// advance lets the message behind it go. One of a later term may be the same message: the store has to know first that it
+// is done.
 func (d *dispatcher) advance(it *item, now time.Time) {
 	switch {
 	case it.queue == nil || it.behind == nil:
 		d.leave(it)
-	case it.behind.claim == it.claim:
+	case it.behind.term == it.term:
 		behind := it.behind
 		d.leave(it)
 		d.ready.push(behind)
@@ -322,19 +321,19 @@ func (d *dispatcher) releaseWaiting(now time.Time) {
 	}
 }
 
-// releaseBehind gives back what waits behind a message. What was claimed after its claim was lost begins, as a rule, with
-// the message itself, which is not released but has an outcome, too: it waits as long as the lost claim's outcome says, and
-// is not free before the store knows that one.
+// releaseBehind gives back what waits behind a message. What was claimed in a later term, after its claim was lost, begins
+// as a rule with the message itself, which is not released but has an outcome, too: it waits as long as the lost claim's
+// outcome says, and is not free before the store knows that one.
 func (d *dispatcher) releaseBehind(it *item, wait time.Duration, now time.Time) {
 	if it.queue == nil {
 		return
 	}
-	latest := it.queue.last.claim
-	lost := latest != it.claim
+	latest := it.queue.last.term
+	lost := latest != it.term
 	for behind := it.behind; behind != nil; {
 		next := behind.behind
 		behind.queue, behind.behind = nil, nil
-		if lost && behind.claim == latest {
+		if lost && behind.term == latest {
 			lost = false
 			d.postpone(behind, wait, now)
 		} else {

@@ -33,6 +33,7 @@ type dispatcherHistory struct {
 	cfg    Config
 	store  *simulatedStore
 	pauses bool // the store leaves out topics that are down
+	terms  bool // it is a TermReporter
 	all    []*simulatedRow
 	step   int
 
@@ -73,6 +74,7 @@ func newDispatcherHistory(t *rapid.T) *dispatcherHistory {
 	h.cfg.PublishTimeout = 2 * time.Second
 	h.cfg.PermanentError = func(err error) bool { return errors.Is(err, errRefused) }
 	h.pauses = rapid.Bool().Draw(t, "pauses")
+	h.terms = rapid.Bool().Draw(t, "terms")
 	h.start()
 	return h
 }
@@ -150,7 +152,11 @@ func (h *dispatcherHistory) claim(t *rapid.T) {
 	for _, m := range msgs {
 		h.taken[h.row(m.ID)]++
 	}
-	h.d.claimed(msgs, 0, time.Now())
+	term := 0
+	if h.terms {
+		term = h.store.generation
+	}
+	h.d.claimed(msgs, int64(term), time.Now())
 }
 
 // left is how many times a message has left the dispatcher without the store's knowledge.

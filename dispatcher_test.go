@@ -3,6 +3,7 @@ package outbox
 import (
 	"errors"
 	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,13 +28,15 @@ func (d *dispatcher) publish(t *testing.T, id string, err error, after time.Dura
 	d.returned(it, err, time.Now())
 }
 
-// claim takes messages of key k in.
+// claim takes messages of key k in, in the term that their IDs' suffix says.
 func (d *dispatcher) claim(ids ...string) {
 	msgs := make([]Message, len(ids))
 	for i, id := range ids {
 		msgs[i] = Message{ID: id, UUID: rowID(id), Key: "k"}
 	}
-	d.claimed(msgs, 0, time.Now())
+	_, suffix, _ := strings.Cut(ids[0], ".")
+	term, _ := strconv.Atoi(suffix) // nothing is none
+	d.claimed(msgs, int64(term), time.Now())
 }
 
 // told returns what the store is told: "1 processed", "1.1 pending 30s", "2.1 released".
@@ -173,6 +176,20 @@ func TestDispatcher_KeepsTheOrderOfAKey_WhenTheLeaseGoesAwayTwice(t *testing.T) 
 			})
 		})
 	}
+}
+
+// So it seems of a store without terms that gives out more of a key while some of it is claimed, against the contract.
+func TestDispatcher_GoesOnWithAKey_WhenMoreOfItIsClaimedInTheSameTerm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newTestDispatcher()
+		d.claim("1")
+		d.claim("2")
+		d.claim("3")
+		for _, id := range []string{"1", "2", "3"} {
+			d.publish(t, id, nil, 0)
+		}
+		require.Equal(t, []string{"1 processed", "2 processed", "3 processed"}, d.told())
+	})
 }
 
 func TestDispatcher_StopsWhenTheLeaseGoesAwayTwice(t *testing.T) {
