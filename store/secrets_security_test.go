@@ -211,8 +211,10 @@ func TestForwarder_NeverTellsAPayload_WhenThePublisherFails(t *testing.T) {
 	forTargets(t, func(t *testing.T, w *target) {
 		t.Helper()
 		l, hang := newListener(), make(chan struct{})
-		topics := []string{"down", "refused", "panics with the message", "panics with its metadata", "panics with its payload",
-			"panics with what prints it", "exits", "hangs", "fine"}
+		topics := []string{
+			"down", "refused", "panics with the message", "panics with its metadata", "panics with its payload",
+			"panics with what prints it", "exits", "hangs", "fine",
+		}
 		for _, topic := range topics {
 			l.publish(t, w.sqlStore, topic, topic+" 1", topic+" 2", topic+" 3", topic+" 4", topic+" 5", topic+" 6")
 		}

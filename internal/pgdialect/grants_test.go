@@ -291,7 +291,7 @@ func listen(t *testing.T, _ *page, store client) error {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	err := store.sqlStore.(outbox.Notifier).Notify(ctx, cancel) //nolint:errcheck // tryEverything has looked
+	err := store.sqlStore.(outbox.Notifier).Notify(ctx, cancel)
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -56,12 +56,13 @@ func TestSearchPath_HasNothingThatStatementsCall(t *testing.T) {
 		hostile := hostileSchema(t, server)
 		for kind := range clients {
 			t.Run(server.Name+"/"+kind, func(t *testing.T) {
+				t.Parallel()
 				p := &page{server: server, schema: pgtest.Schema(t, server), open: clients[kind], hears: kind == "pgxstore"}
 				store, end := p.at(t, server.URL()+"?search_path="+hostile)
 				defer end()
 				for _, task := range tasks {
 					if task.name != "listen" || p.hears {
-						t.Run(task.name, func(t *testing.T) { require.NoError(t, task.run(t, p, store)) })
+						require.NoError(t, task.run(t, p, store), task.name)
 					}
 				}
 				p.checkBadSequence(t, store)
