@@ -67,6 +67,7 @@ func TestRun_MeasuresEachPeerInEachKindOfScenario(t *testing.T) {
 		}
 	}
 	file := filepath.Join(t.TempDir(), "result.json")
+	b.result.Mode = "quick"
 	require.NoError(t, b.result.Write(file))
 	read, err := result.Read(file)
 	require.NoError(t, err)

@@ -26,16 +26,17 @@ func TestCompare(t *testing.T) {
 	for name, c := range map[string]struct {
 		ours, theirs     []float64
 		value, low, high float64
+		repetitions      int
 	}{
-		"one repetition":                {ours: []float64{6}, theirs: []float64{3}, value: 2, low: 2, high: 2},
-		"by repetition, not by median":  {ours: []float64{10, 20, 90}, theirs: []float64{10, 5, 30}, value: 3, low: 1, high: 4},
-		"an even number":                {ours: []float64{2, 4}, theirs: []float64{1, 1}, value: 3, low: 2, high: 4},
-		"theirs broke once":             {ours: []float64{2, 4, 8}, theirs: []float64{1, missing, 1}, value: 5, low: 2, high: 8},
-		"ours broke once":               {ours: []float64{missing, 4}, theirs: []float64{1, 1}, value: 4, low: 4, high: 4},
-		"they have more":                {ours: []float64{4}, theirs: []float64{2, 100, 100}, value: 2, low: 2, high: 2},
-		"nothing divided by something":  {ours: []float64{0}, theirs: []float64{2}},
-		"a small one by a large one":    {ours: []float64{1}, theirs: []float64{4}, value: 0.25, low: 0.25, high: 0.25},
-		"each as much as the other one": {ours: []float64{7, 7}, theirs: []float64{7, 7}, value: 1, low: 1, high: 1},
+		"one repetition":                {ours: []float64{6}, theirs: []float64{3}, value: 2, low: 2, high: 2, repetitions: 1},
+		"by repetition, not by median":  {ours: []float64{10, 20, 90}, theirs: []float64{10, 5, 30}, value: 3, low: 1, high: 4, repetitions: 3},
+		"an even number":                {ours: []float64{2, 4}, theirs: []float64{1, 1}, value: 3, low: 2, high: 4, repetitions: 2},
+		"theirs broke once":             {ours: []float64{2, 4, 8}, theirs: []float64{1, missing, 1}, value: 5, low: 2, high: 8, repetitions: 2},
+		"ours broke once":               {ours: []float64{missing, 4}, theirs: []float64{1, 1}, value: 4, low: 4, high: 4, repetitions: 1},
+		"they have more":                {ours: []float64{4}, theirs: []float64{2, 100, 100}, value: 2, low: 2, high: 2, repetitions: 1},
+		"nothing divided by something":  {ours: []float64{0}, theirs: []float64{2}, repetitions: 1},
+		"a small one by a large one":    {ours: []float64{1}, theirs: []float64{4}, value: 0.25, low: 0.25, high: 0.25, repetitions: 1},
+		"each as much as the other one": {ours: []float64{7, 7}, theirs: []float64{7, 7}, value: 1, low: 1, high: 1, repetitions: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			runs := append(runsOf("outbox", c.ours...), runsOf("watermill-sql v3, 5 ms", c.theirs...)...)
@@ -44,7 +45,7 @@ func TestCompare(t *testing.T) {
 			require.Equal(t, Ratio{
 				Name:     "drain-kafka.watermill-sql-v3-5-ms.rate_per_s",
 				Scenario: "drain-kafka", Metric: "rate_per_s", Ours: "outbox", Theirs: "watermill-sql v3, 5 ms",
-				Value: c.value, Low: c.low, High: c.high,
+				Value: c.value, Low: c.low, High: c.high, Repetitions: c.repetitions,
 			}, got)
 		})
 	}
@@ -102,11 +103,12 @@ func TestGoal(t *testing.T) {
 		require.Equal(t, c.text, c.goal.String())
 		for _, v := range c.met {
 			require.True(t, c.goal.Met(v), "%v of %v", c.goal, v)
-			require.True(t, Ratio{Value: v}.WithGoal(c.goal).Met)
+			require.True(t, Ratio{Value: v, Repetitions: 3}.WithGoal(c.goal).Met)
+			require.False(t, Ratio{Value: v, Repetitions: 2}.WithGoal(c.goal).Met)
 		}
 		for _, v := range c.unmet {
 			require.False(t, c.goal.Met(v), "%v of %v", c.goal, v)
-			require.Equal(t, Ratio{Value: 5, Goal: c.text, Met: c.goal.Met(5)}, Ratio{Value: 5}.WithGoal(c.goal))
+			require.Equal(t, Ratio{Value: 5, Repetitions: 3, Goal: c.text, Met: c.goal.Met(5)}, Ratio{Value: 5, Repetitions: 3}.WithGoal(c.goal))
 		}
 	}
 }

@@ -120,9 +120,13 @@ func CheckWritable(file string) error {
 	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
-// replace writes a file, whole or not at all.
+// replace writes a file, whole or not at all. One that is there keeps who may read it.
 func replace(file string, data []byte) error {
-	if err := os.WriteFile(file+".new", data, 0o644); err != nil { //nolint:gosec // for everybody to read
+	mode := os.FileMode(0o644)
+	if info, err := os.Stat(file); err == nil {
+		mode = info.Mode().Perm()
+	}
+	if err := os.WriteFile(file+".new", data, mode); err != nil {
 		return err
 	}
 	return os.Rename(file+".new", file)

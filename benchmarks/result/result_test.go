@@ -122,7 +122,7 @@ func ratiosOf(runs []Run) []Ratio {
 
 func TestWrite_LeavesOutWhatIsNoNumber(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "result.json")
-	r := &Result{Runs: []Run{
+	r := &Result{Mode: "quick", Started: time.Now(), Runs: []Run{
 		{Metrics: map[string]float64{"rate_per_s": math.NaN(), "p50_ms": math.Inf(1), "p99_ms": 2, "max_ms": math.Inf(-1)}},
 		{Error: "broke"},
 	}}
