@@ -93,7 +93,7 @@ func TestKafka_SetsAsideWhatTheBrokerFindsTooLarge_AndNotItsNeighbours(t *testin
 func TestKafka_LosesNothing_WhenItIsStoppedAndStarted(t *testing.T) {
 	t.Parallel()
 	server := kafkatest.Start(t)
-	w := newWorld(t, kafkaBroker{[]string{server.Address}})
+	w := newWorld(t, kafkaBroker{[]string{server.Address}, 1})
 	w.forward(t)
 	writers, wait := w.publishing(t, 50, 10*time.Millisecond)
 	published := func() (n int) {

@@ -16,14 +16,27 @@ import (
 	"github.com/watermill-outbox/outbox"
 )
 
-type kafkaBroker struct{ addresses []string }
-
-func newKafka(testing.TB) broker {
-	return kafkaBroker{strings.Split(address("WATERMILL_TEST_KAFKA_BROKERS", "127.0.0.1:19092"), ",")}
+type kafkaBroker struct {
+	addresses  []string
+	partitions int32 // of each topic
 }
 
-// partitions of each topic.
+func newKafka(testing.TB) broker {
+	return kafkaBroker{strings.Split(address("WATERMILL_TEST_KAFKA_BROKERS", "127.0.0.1:19092"), ","), partitions}
+}
+
 const partitions = 8
+
+// inOnePart has topics that come back whole after an outage. sarama leaves each partition alone for ten seconds after it has
+// failed, so that they come back one after another, and attempts on those that are still away count: what ARCHITECTURE.md
+// names as not there yet.
+func inOnePart(b broker) broker {
+	if k, ok := b.(kafkaBroker); ok {
+		k.partitions = 1
+		return k
+	}
+	return b
+}
 
 func (k kafkaBroker) Publisher(t testing.TB, net *network) message.Publisher {
 	t.Helper()
@@ -69,7 +82,7 @@ func (k kafkaBroker) Subscriber(t testing.TB, group string) message.Subscriber {
 		Unmarshaler:            kafka.DefaultMarshaler{},
 		OverwriteSaramaConfig:  config,
 		ConsumerGroup:          cmp.Or(group, "group"),
-		InitializeTopicDetails: &sarama.TopicDetail{NumPartitions: partitions, ReplicationFactor: 1},
+		InitializeTopicDetails: &sarama.TopicDetail{NumPartitions: k.partitions, ReplicationFactor: 1},
 	}, quiet)
 	require.NoError(t, err)
 	return subscriber
@@ -86,7 +99,7 @@ func (k kafkaBroker) createTopic(t testing.TB, topic string, settings map[string
 	require.NoError(t, err)
 	defer admin.Close() //nolint:errcheck // the topic is there, or not
 	require.NoError(t, admin.CreateTopic(topic,
-		&sarama.TopicDetail{NumPartitions: partitions, ReplicationFactor: 1, ConfigEntries: settings}, false))
+		&sarama.TopicDetail{NumPartitions: k.partitions, ReplicationFactor: 1, ConfigEntries: settings}, false))
 }
 
 func (kafkaBroker) Refuse(msg *message.Message) bool {

@@ -17,11 +17,12 @@ import (
 var cases = []struct {
 	name string
 	test func(t *testing.T, w *world)
+	of   func(b broker) broker // what of the broker it is about, if not all
 }{
-	{"delivers all in order of their keys and as they were", testDelivers},
-	{"an outage loses nothing, keeps order and uses up no attempt", testOutage},
-	{"shutdowns make no duplicates", testShutdowns},
-	{"a message that it refuses is set aside, others go on", testRefused},
+	{"delivers all in order of their keys and as they were", testDelivers, nil},
+	{"an outage loses nothing, keeps order and uses up no attempt", testOutage, inOnePart},
+	{"shutdowns make no duplicates", testShutdowns, nil},
+	{"a message that it refuses is set aside, others go on", testRefused, nil},
 }
 
 func TestBrokers(t *testing.T) {
@@ -30,7 +31,13 @@ func TestBrokers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for _, c := range cases {
-				t.Run(c.name, func(t *testing.T) { c.test(t, newWorld(t, newBroker(t))) })
+				t.Run(c.name, func(t *testing.T) {
+					b := newBroker(t)
+					if c.of != nil {
+						b = c.of(b)
+					}
+					c.test(t, newWorld(t, b))
+				})
 			}
 		})
 	}
