@@ -75,12 +75,17 @@ func (e *Engine) claimed(outcomes []outbox.Outcome) (known []settlement, unknown
 // is done, whatever else is told, and the newest claim is the one that goes on. A statement that gets a row twice would fail,
 // or do the half.
 func onePerRow(all []settlement) []settlement {
-	kept, at := all[:0], make(map[int64]int, len(all))
+	type row struct {
+		id   int64
+		uuid string // by which it is told from one that had its id before a backup was restored
+	}
+	kept, at := all[:0], make(map[row]int, len(all))
 	for _, s := range all {
-		i, again := at[s.id]
+		of := row{s.id, s.msg.UUID}
+		i, again := at[of]
 		switch {
 		case !again:
-			at[s.id] = len(kept)
+			at[of] = len(kept)
 			kept = append(kept, s)
 		case cmp.Or(cmp.Compare(s.finality(), kept[i].finality()),
 			cmp.Compare(claim.Generation(s.msg.ID), claim.Generation(kept[i].msg.ID))) > 0:
