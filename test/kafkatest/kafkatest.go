@@ -100,7 +100,7 @@ func projectRoot(tb testing.TB) string {
 func (s *Server) Start(tb testing.TB) {
 	tb.Helper()
 	var err error
-	s.process, err = leash.Start(exec.Command, "TERM", os.DevNull, "java", "-Xmx512m", "-cp", s.jars, "kafka.Kafka", s.settings)
+	s.process, err = leash.Start(exec.Command, "TERM", os.DevNull, "java", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", s.jars, "kafka.Kafka", s.settings)
 	if err != nil {
 		tb.Fatal(err)
 	}

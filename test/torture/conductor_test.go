@@ -32,8 +32,10 @@ import (
 const (
 	orders, events, bills = "orders", "events", "bills"
 	group                 = "billing"
-	partitions            = 4
 	aggregates            = 400
+	// partitions of each topic. sarama asks for ten seconds no more where one is that it has not found three times: with few,
+	// that would be all of them after each outage.
+	partitions = 24
 )
 
 // conductor has the servers, the ways to them and the processes, and does them harm.

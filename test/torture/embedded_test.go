@@ -70,52 +70,60 @@ func (e *embedded) run(p *process) { p.run(e.t, e.program, e.folder, *seed) }
 // embeddedKinds are the faults, each as likely as the others.
 var embeddedKinds = []struct {
 	name string
-	do   func(e *embedded)
+	do   func(e *embedded, f *fault)
 }{
-	{"SIGKILL", func(e *embedded) {
-		e.main.signal(syscall.SIGKILL)
-		_ = e.main.wait(e.t) // it was killed
+	{"SIGKILL", func(e *embedded, f *fault) {
+		e.kill(e.main, f)
 		e.run(e.main)
 	}},
-	{"SIGTERM", func(e *embedded) {
-		e.main.signal(syscall.SIGTERM)
-		require.NoError(e.t, e.main.wait(e.t))
+	{"SIGTERM", func(e *embedded, f *fault) {
+		e.end(e.main)
+		f.Ready = history.Now()
 		e.run(e.main)
 	}},
-	{"SIGSTOP past the lease, beside a second process", func(e *embedded) {
+	{"SIGSTOP past the lease, beside a second process", func(e *embedded, f *fault) {
 		e.run(e.more)
 		e.wait(ttl)
 		e.main.signal(syscall.SIGSTOP)
+		f.Ready = history.Now()
 		time.Sleep(ttl)
 		e.wait(ttl)
 		e.main.signal(syscall.SIGCONT)
-		e.more.signal(syscall.SIGTERM)
-		require.NoError(e.t, e.more.wait(e.t))
+		e.end(e.more)
 	}},
-	{"a second process comes and is killed", func(e *embedded) {
+	{"a second process comes and is killed", func(e *embedded, f *fault) {
 		e.run(e.more)
 		e.wait(ttl)
-		e.more.signal(syscall.SIGKILL)
-		_ = e.more.wait(e.t) // it was killed
+		e.kill(e.more, f)
 	}},
-	{"SIGKILL, beside a second process", func(e *embedded) {
+	{"SIGKILL, beside a second process", func(e *embedded, f *fault) {
 		e.run(e.more)
 		e.wait(ttl)
-		e.main.signal(syscall.SIGKILL)
-		_ = e.main.wait(e.t) // it was killed
+		e.kill(e.main, f)
 		e.wait(2 * ttl)
 		e.run(e.main)
-		e.more.signal(syscall.SIGTERM)
-		require.NoError(e.t, e.more.wait(e.t))
+		e.end(e.more)
 	}},
-	{"the file locked", func(e *embedded) {
+	{"the file locked", func(e *embedded, f *fault) {
 		tx, err := e.db.BeginTx(e.t.Context(), nil) // it is a writer from its beginning
 		if err != nil {
 			return // the others are as quick
 		}
 		e.wait(4 * ttl)
 		require.NoError(e.t, tx.Rollback())
+		f.Ready = history.Now()
 	}},
+}
+
+func (e *embedded) kill(p *process, f *fault) {
+	p.signal(syscall.SIGKILL)
+	_ = p.wait(e.t) // it was killed
+	f.Ready = history.Now()
+}
+
+func (e *embedded) end(p *process) {
+	p.signal(syscall.SIGTERM)
+	require.NoError(e.t, p.wait(e.t))
 }
 
 func (e *embedded) wait(longest time.Duration) {
@@ -126,17 +134,18 @@ func (e *embedded) harm(d time.Duration) {
 	for until := time.Now().Add(d); time.Now().Before(until); {
 		k := embeddedKinds[e.random.IntN(len(embeddedKinds))]
 		now := history.Now()
-		k.do(e)
+		f := fault{Kind: k.name, Begun: now, Ready: now}
+		k.do(e, &f)
 		e.t.Logf("%s, %.1f s", k.name, float64(history.Now()-now)/1e9)
-		e.faults = append(e.faults, fault{Kind: k.name, Begun: now, Ready: history.Now()})
-		e.wait(time.Second)
+		e.faults = append(e.faults, f)
+		time.Sleep(f.due())
+		e.wait(500 * time.Millisecond)
 	}
 }
 
 // settle ends the process, starts one that produces nothing, and waits until everything is published and handled.
 func (e *embedded) settle() {
-	e.main.signal(syscall.SIGTERM)
-	require.NoError(e.t, e.main.wait(e.t))
+	e.end(e.main)
 	e.main.arguments = append(e.main.arguments, "-quiet")
 	e.run(e.main)
 	require.Eventually(e.t, func() bool {
@@ -145,8 +154,7 @@ func (e *embedded) settle() {
 			(SELECT count(*) FROM sent WHERE topic = 'orders') - (SELECT count(DISTINCT input) FROM effects)`).Scan(&waiting)
 		return err == nil && waiting == 0
 	}, patience, 100*time.Millisecond, "not everything is published and handled")
-	e.main.signal(syscall.SIGTERM)
-	require.NoError(e.t, e.main.wait(e.t))
+	e.end(e.main)
 }
 
 func (e *embedded) collect() *history.History {

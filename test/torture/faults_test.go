@@ -4,6 +4,7 @@ package torture_test
 
 import (
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -71,15 +72,29 @@ func (c *conductor) harm(d time.Duration) {
 			if k.name == "the database's disk full" && c.disk.folder == "" {
 				break
 			}
+			if slices.Contains(takenOver, k.name) {
+				c.calm()
+			}
 			now := history.Now()
 			f := fault{Kind: k.name, Begun: now, Ready: now}
 			k.do(c, &f)
 			c.t.Logf("%s %s, %.1f s", f.Kind, f.Victim, float64(history.Now()-f.Begun)/1e9)
 			c.faults = append(c.faults, f)
-			c.sleep(bounds[f.Kind] - time.Duration(history.Now()-f.Ready))
+			c.sleep(f.due())
 			break
 		}
-		c.sleep(c.upTo(time.Second))
+		c.sleep(c.upTo(500 * time.Millisecond))
+	}
+}
+
+// calm waits, though not for long, until what earlier faults have left to be published is: it would be in the time that others
+// take to go on with what a relay had.
+func (c *conductor) calm() {
+	for until := time.Now().Add(15 * time.Second); time.Now().Before(until); c.sleep(100 * time.Millisecond) {
+		waiting := 0
+		if err := c.query("SELECT count(*) FROM outbox_messages", nil, &waiting); err == nil && waiting < *rate {
+			return
+		}
 	}
 }
 

@@ -27,7 +27,18 @@ var bounds = map[string]time.Duration{
 	"Kafka killed and started":          2 * time.Second,
 	// Another history is taken for one in which leases may have gone back, and nobody takes any for as long as they last.
 	"a standby promoted": ttl + 2*time.Second,
+
+	// Of the application on SQLite.
+	"SIGKILL": ttl + time.Second,
+	"SIGTERM": 500 * time.Millisecond,
+	"SIGSTOP past the lease, beside a second process": ttl + time.Second,
+	"SIGKILL, beside a second process":                ttl + time.Second,
+	"a second process comes and is killed":            ttl + time.Second,
+	"the file locked":                                 2 * time.Second,
 }
+
+// due is how long from now recovering from it may take, if that is bounded.
+func (f fault) due() time.Duration { return bounds[f.Kind] - time.Duration(history.Now()-f.Ready) }
 
 // takenOver are the kinds after which others have to go on with the victim's slots.
 var takenOver = []string{

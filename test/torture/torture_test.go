@@ -25,7 +25,7 @@ import (
 var (
 	duration = flag.Duration("duration", time.Minute, "for how long faults go on, a quarter of it on SQLite")
 	seed     = flag.Uint64("seed", 0, "for what is drawn; 0 draws one")
-	rate     = flag.Int("rate", 2400, "messages a second")
+	rate     = flag.Int("rate", 2000, "messages a second")
 	results  = flag.String("results", "", "`file` that gets what was found; its last line is the totals")
 	again    = flag.String("again", "", "`folder` that a failed run has kept, to be judged once more and nothing else")
 )
@@ -57,9 +57,9 @@ func TestMain(m *testing.M) {
 
 const (
 	ttl = 2 * time.Second // of leases
-	// concurrency is how many calls of Publish a relay makes at once: few, so that one that goes on without its lease is soon
-	// beyond what being frozen excuses.
-	concurrency = 8
+	// concurrency is how many calls of Publish a relay makes at once: enough not to leave a backlog behind each slow connection,
+	// and few, so that one that goes on without its lease is soon beyond what being frozen excuses.
+	concurrency = 32
 	// patience is how long everything may take in the end, with all servers and processes at work.
 	patience = 2 * time.Minute
 )
@@ -119,10 +119,16 @@ func (r *run) judge(h *history.History, faults []fault) {
 		r.t.Errorf("promises were broken; to judge the history once more: go test ./test/torture -again %s", r.folder)
 	}
 	// Otherwise nothing was put to the test.
-	require.NotZero(r.t, min(report.Messages, report.RolledBack, report.Effects, report.Duplicates, len(faults)), "%v", report)
+	require.NotZero(r.t, min(report.Messages, report.RolledBack, report.Effects, len(faults)), "%v", report)
+	if len(faults) >= duplicatesAfter {
+		require.NotZero(r.t, report.Duplicates, "%v", report)
+	}
 	least := int(duration.Seconds() * leastRate)
 	require.Greater(r.t, report.Messages, least, "too little has happened")
 }
+
+// duplicatesAfter is how many faults it takes to expect that something was published twice.
+const duplicatesAfter = 50
 
 // leastRate is how many messages a second, at the least, put something to the test.
 const leastRate = 50
