@@ -18,7 +18,7 @@ type Process struct {
 // file. It ends by ending, such as TERM, if nobody stops it.
 func Start(command func(name string, args ...string) *exec.Cmd, ending, log string, args ...string) (*Process, error) {
 	p := &Process{shell: command("sh", append([]string{
-		"-c", `log=$1 ending=$2; shift 2; "$@" >>"$log" 2>&1 & read -r signal; kill -s "${signal:-$ending}" $!; wait $!`,
+		"-c", `log=$1 ending=$2; shift 2; "$@" >>"$log" 2>&1 & trap '' HUP INT TERM; read -r signal; kill -s "${signal:-$ending}" $!; wait $!`,
 		"sh", log, ending,
 	}, args...)...)}
 	var err error

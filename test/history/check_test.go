@@ -341,6 +341,17 @@ func TestCheck_FindsEachViolation(t *testing.T) {
 			s.attempts("q", "k", "1")
 			s.attempts("r", "k", "2", "3") // one would be forgiven
 		}},
+		"a relay that goes on in two slots, by a call each, and makes one at a time": {history.WithoutLease, func(s *story) {
+			s.Slots["l"] = 2
+			s.gains("r", 1, 2)
+			s.attempts("r", "k", "1")
+			s.attempts("r", "l", "2")
+			s.gains("q", 1, 2)
+			s.attempts("q", "k", "1")
+			s.attempts("q", "l", "2")
+			s.attempts("r", "k", "3")
+			s.attempts("r", "l", "4")
+		}},
 		"a relay that goes on, though it was told that it has lost the slot": {history.WithoutLease, func(s *story) {
 			s.gains("r", 1)
 			s.attempts("r", "k", "1")
