@@ -35,10 +35,10 @@ test: services $(GOTESTSUM) ## Run all tests, with the race detector
 	go test -race -timeout 30m ./...
 	go test -race -count=1 ./examples/... ./benchmarks/... # the former build programs, whose changes the cache of tests does not see
 	@rm -f .cache/race.* # gotestsum shows no race that was found while a test ran that has passed
-	GORACE=log_path=$(CURDIR)/.cache/race $(GOTESTSUM) --format testname -- -race -p 1 -count=1 -timeout 30m \
+	GORACE=log_path=$(CURDIR)/.cache/race $(GOTESTSUM) --format testname -- -race -p 1 -parallel 4 -count=1 -timeout 30m \
 		$$(go list ./test/... | grep -v /torture) || { cat .cache/race.* 2>/dev/null; exit 1; }
 	$(GOTESTSUM) --format testname -- -count=1 -timeout 30m ./test/torture/... # with the machine to itself
-	$(GOTESTSUM) --format testname -- -count=1 -timeout 30m -run '(TestBrokers|TestUniversal)/RabbitMQ' ./test/brokers # see rabbitmq_test.go
+	$(GOTESTSUM) --format testname -- -parallel 4 -count=1 -timeout 30m -run '(TestBrokers|TestUniversal)/RabbitMQ' ./test/brokers # see rabbitmq_test.go
 
 .PHONY: test-short
 test-short: services ## Run all tests but the long ones, without the race detector

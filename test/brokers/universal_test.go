@@ -16,9 +16,21 @@ import (
 	"github.com/watermill-outbox/outbox/store/sqlite"
 )
 
-var stores = map[string]func(t *testing.T) outbox.Store{
-	"SQLite":     newSQLiteStore,
-	"PostgreSQL": newPostgresStore,
+// everyStore has each broker run the suite with each store, as `make stress-brokers` does.
+var everyStore bool
+
+// storesOf are the stores that a broker runs Watermill's suite with: both for Kafka, and one of them for the others. Whether
+// stores do the same is for package storetest.
+func storesOf(brokerName string) map[string]func(t *testing.T) outbox.Store {
+	all := map[string]func(t *testing.T) outbox.Store{"SQLite": newSQLiteStore, "PostgreSQL": newPostgresStore}
+	switch {
+	case everyStore, brokerName == "Kafka":
+	case brokerName == "NATS JetStream", brokerName == "Go channels":
+		delete(all, "PostgreSQL")
+	default:
+		delete(all, "SQLite")
+	}
+	return all
 }
 
 func newSQLiteStore(t *testing.T) outbox.Store {
@@ -55,7 +67,7 @@ func forEachPubSub(t *testing.T, suite universalSuite) {
 	universal["Go channels"] = newPersistentChannels
 	for brokerName, newBroker := range universal {
 		t.Run(brokerName, func(t *testing.T) {
-			for storeName, newStore := range stores {
+			for storeName, newStore := range storesOf(brokerName) {
 				t.Run(storeName, func(t *testing.T) { runUniversal(t, suite, newBroker(t), newStore(t)) })
 			}
 		})

@@ -56,7 +56,7 @@ func TestMain(m *testing.M) {
 }
 
 const (
-	ttl = 2 * time.Second // of leases
+	ttl = time.Second // of leases
 	// concurrency is how many calls of Publish a relay makes at once: enough not to leave a backlog behind each slow connection,
 	// and few, so that one that goes on without its lease is soon beyond what being frozen excuses.
 	concurrency = 32
