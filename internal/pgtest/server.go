@@ -47,7 +47,7 @@ const (
 )
 
 // What the machine has written survives the end of a process, so that fsync makes no difference to a crash here: a commit
-// still waits until its log is written.
+// still waits until its log is written. Log is kept for standbys that were away for a while.
 const ownConfig = `
 listen_addresses = '127.0.0.1'
 unix_socket_directories = ''
@@ -56,6 +56,7 @@ shared_buffers = 32MB
 max_connections = 100
 max_prepared_transactions = 20
 wal_level = replica
+wal_keep_size = 2GB
 hot_standby = on
 wal_retrieve_retry_interval = 100ms
 `

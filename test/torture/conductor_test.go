@@ -208,27 +208,29 @@ func (c *conductor) start() {
 // migrate runs the migrations twice at once, as two instances of a deployment would. Then the tables of another outbox
 // beside it come and go.
 func (c *conductor) migrate() {
-	c.migrateTwice()
-	pool, err := pgxpool.New(c.t.Context(), c.primary.URL())
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience) // the standby may have been lost, which commits wait for
+	defer cancel()
+	c.migrateTwice(ctx)
+	pool, err := pgxpool.New(ctx, c.primary.URL())
 	require.NoError(c.t, err)
 	defer pool.Close()
 	db := stdlib.OpenDBFromPool(pool)
 	defer db.Close() //nolint:errcheck // everything was committed
 	const other = "other_"
-	require.NoError(c.t, migrations.Up(c.t.Context(), db, "pgx", migrations.WithPrefix(other)))
-	require.NoError(c.t, migrations.Down(c.t.Context(), db, "pgx", migrations.WithPrefix(other)))
+	require.NoError(c.t, migrations.Up(ctx, db, "pgx", migrations.WithPrefix(other)))
+	require.NoError(c.t, migrations.Down(ctx, db, "pgx", migrations.WithPrefix(other)))
 }
 
-func (c *conductor) migrateTwice() {
+func (c *conductor) migrateTwice(ctx context.Context) {
 	results := make(chan error, 2)
 	for range cap(results) {
 		go func() {
-			pool, err := pgxpool.New(c.t.Context(), c.primary.URL())
+			pool, err := pgxpool.New(ctx, c.primary.URL())
 			if err == nil {
 				defer pool.Close()
 				var store *pgxstore.Store
 				if store, err = pgxstore.New(pool); err == nil {
-					err = store.Migrate(c.t.Context())
+					err = store.Migrate(ctx)
 				}
 			}
 			results <- err
