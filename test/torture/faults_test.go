@@ -92,7 +92,7 @@ func (c *conductor) harm(d time.Duration) {
 func (c *conductor) calm() {
 	for until := time.Now().Add(15 * time.Second); time.Now().Before(until); c.sleep(100 * time.Millisecond) {
 		waiting := 0
-		if err := c.query("SELECT count(*) FROM outbox_messages", nil, &waiting); err == nil && waiting < *rate {
+		if err := c.query("SELECT count(*) FROM outbox_messages", nil, &waiting); err == nil && waiting < *rate/3 {
 			return
 		}
 	}

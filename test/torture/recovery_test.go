@@ -71,14 +71,14 @@ func recoveries(h *history.History, faults []fault) []recovery {
 		switch {
 		case slices.Contains(takenOver, f.Kind):
 			for slot := range slots {
-				r.took = max(r.took, untilNext(bySlot[slot], f.Ready, victim))
+				r.took = max(r.took, untilNext(bySlot[slot], f, victim))
 			}
 		case len(slots) > 0:
 			for slot := range slots {
-				r.took = max(r.took, untilNext(bySlot[slot], f.Ready, ""))
+				r.took = max(r.took, untilNext(bySlot[slot], f, ""))
 			}
 		case f.Victim == "":
-			r.took = untilNext(all, f.Ready, "")
+			r.took = untilNext(all, f, "")
 		default: // a producer or a consumer, without whom the others go on
 			r.took = -1
 		}
@@ -142,14 +142,18 @@ func held(h *history.History, process string, at int64) map[int]struct{} {
 	return slots
 }
 
-// untilNext returns how long, after a time, the next message had to wait that another process than one has published: since
-// then, or since it was committed.
-func untilNext(acks []ack, after int64, but string) time.Duration {
-	from, _ := slices.BinarySearchFunc(acks, after, func(a ack, at int64) int { return cmp.Compare(a.at, at) })
+// untilNext returns how long, after a fault, the next message had to wait that another process than one has published: since
+// then, or since it was committed. One that was committed when recovering was due tells nothing about this fault.
+func untilNext(acks []ack, f fault, but string) time.Duration {
+	from, _ := slices.BinarySearchFunc(acks, f.Ready, func(a ack, at int64) int { return cmp.Compare(a.at, at) })
 	for _, a := range acks[from:] {
-		if a.process != but && a.committed != 0 {
-			return time.Duration(max(a.at-max(after, a.committed), 0))
+		if a.process == but || a.committed == 0 {
+			continue
 		}
+		if bound, ok := bounds[f.Kind]; ok && a.committed > f.Ready+int64(bound) {
+			return 0
+		}
+		return time.Duration(max(a.at-max(f.Ready, a.committed), 0))
 	}
 	return 0 // none has come, or it would be lost
 }
