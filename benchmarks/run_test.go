@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 
 // All peers that are Go programs, all kinds of scenarios, small.
 func TestRun_MeasuresEachPeerInEachKindOfScenario(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes a minute")
+	}
 	const (
 		n     = 3_000
 		many  = 300_000 // for whom less is through between two looks

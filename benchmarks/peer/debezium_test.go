@@ -52,6 +52,9 @@ func startDebezium(t *testing.T, env Env) *debezium {
 }
 
 func TestDebezium_RelaysWhatIsCommittedFromCreateOn(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it starts a Kafka Connect")
+	}
 	env, topic := debeziumEnv(t)
 	o := startDebezium(t, env)
 	shape := Shape{Size: 100, Keys: Uniform}
@@ -87,6 +90,9 @@ func requireNumbers(t *testing.T, topic *measure.Topic, n int) {
 }
 
 func TestDebezium_RelaysIDKeyAndPayloadAsTheyAre(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it starts a Kafka Connect")
+	}
 	env, topic := debeziumEnv(t)
 	o := startDebezium(t, env)
 	require.NoError(t, o.Create(t.Context()))
@@ -106,6 +112,9 @@ func TestDebezium_RelaysIDKeyAndPayloadAsTheyAre(t *testing.T) {
 }
 
 func TestDebezium_LeavesNothing_WhenItIsClosedWhileItRelays(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it starts a Kafka Connect")
+	}
 	env, _ := debeziumEnv(t)
 	o := startDebezium(t, env)
 	require.NoError(t, o.Create(t.Context()))

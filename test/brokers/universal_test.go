@@ -58,7 +58,12 @@ func newPostgresStore(t *testing.T) outbox.Store {
 }
 
 // Watermill's suite for Pub/Subs, with the outbox and a Forwarder between publisher and broker.
-func TestUniversal(t *testing.T) { forEachPubSub(t, tests.TestPubSub) }
+func TestUniversal(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes minutes")
+	}
+	forEachPubSub(t, tests.TestPubSub)
+}
 
 type universalSuite func(*testing.T, tests.Features, tests.PubSubConstructor, tests.ConsumerGroupPubSubConstructor)
 

@@ -34,6 +34,9 @@ func seed(t *testing.T) uint64 {
 }
 
 func TestSystem_KeepsItsPromises_WhileRelaysAndHandlersFail(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes a while")
+	}
 	t.Parallel()
 	seed := seed(t)
 	s := newSystem(t, variant{})
@@ -50,6 +53,9 @@ const rounds = 3
 
 // What people write by hand, and what could go wrong in this project. Each is caught.
 func TestCheck_CatchesBrokenSystems(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes a minute")
+	}
 	t.Parallel()
 	for name, c := range map[string]struct {
 		variant
