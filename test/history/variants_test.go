@@ -53,10 +53,10 @@ const rounds = 3
 
 // What people write by hand, and what could go wrong in this project. Each is caught.
 func TestCheck_CatchesBrokenSystems(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("it takes a minute")
 	}
-	t.Parallel()
 	for name, c := range map[string]struct {
 		variant
 
