@@ -9,7 +9,4 @@ import (
 )
 
 // Watermill's suite STRESS_TEST_COUNT times at once, 10 by default, on each broker and store. `make stress-brokers` runs it.
-func TestStress(t *testing.T) {
-	everyStore = true
-	forEachPubSub(t, tests.TestPubSubStressTest)
-}
+func TestStress(t *testing.T) { forEachPubSub(t, tests.TestPubSubStressTest, bothStores) }

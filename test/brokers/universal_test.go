@@ -16,21 +16,23 @@ import (
 	"github.com/watermill-outbox/outbox/store/sqlite"
 )
 
-// everyStore has each broker run the suite with each store, as `make stress-brokers` does.
-var everyStore bool
+type storesByName map[string]func(t *testing.T) outbox.Store
+
+func bothStores(string) storesByName {
+	return storesByName{"SQLite": newSQLiteStore, "PostgreSQL": newPostgresStore}
+}
 
 // storesOf are the stores that a broker runs Watermill's suite with: both for Kafka, and one of them for the others. Whether
 // stores do the same is for package storetest.
-func storesOf(brokerName string) map[string]func(t *testing.T) outbox.Store {
-	all := map[string]func(t *testing.T) outbox.Store{"SQLite": newSQLiteStore, "PostgreSQL": newPostgresStore}
-	switch {
-	case everyStore, brokerName == "Kafka":
-	case brokerName == "NATS JetStream", brokerName == "Go channels":
-		delete(all, "PostgreSQL")
+func storesOf(brokerName string) storesByName {
+	switch brokerName {
+	case "Kafka":
+		return bothStores(brokerName)
+	case "NATS JetStream", "Go channels":
+		return storesByName{"SQLite": newSQLiteStore}
 	default:
-		delete(all, "SQLite")
+		return storesByName{"PostgreSQL": newPostgresStore}
 	}
-	return all
 }
 
 func newSQLiteStore(t *testing.T) outbox.Store {
@@ -62,12 +64,12 @@ func TestUniversal(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes minutes")
 	}
-	forEachPubSub(t, tests.TestPubSub)
+	forEachPubSub(t, tests.TestPubSub, storesOf)
 }
 
 type universalSuite func(*testing.T, tests.Features, tests.PubSubConstructor, tests.ConsumerGroupPubSubConstructor)
 
-func forEachPubSub(t *testing.T, suite universalSuite) {
+func forEachPubSub(t *testing.T, suite universalSuite, storesOf func(brokerName string) storesByName) {
 	universal := maps.Clone(brokers)
 	universal["Go channels"] = newPersistentChannels
 	for brokerName, newBroker := range universal {
