@@ -38,6 +38,9 @@ func debeziumEnv(t *testing.T) (Env, *measure.Topic) {
 
 func startDebezium(t *testing.T, env Env) *debezium {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("it starts a Kafka Connect")
+	}
 	jars, err := exec.Command("../../services/services", "debezium-jars").Output()
 	require.NoError(t, err, "Debezium is not to be had")
 	t.Setenv("BENCH_DEBEZIUM_JARS", strings.TrimSpace(string(jars)))
@@ -52,9 +55,6 @@ func startDebezium(t *testing.T, env Env) *debezium {
 }
 
 func TestDebezium_RelaysWhatIsCommittedFromCreateOn(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it starts a Kafka Connect")
-	}
 	env, topic := debeziumEnv(t)
 	o := startDebezium(t, env)
 	shape := Shape{Size: 100, Keys: Uniform}
@@ -90,9 +90,6 @@ func requireNumbers(t *testing.T, topic *measure.Topic, n int) {
 }
 
 func TestDebezium_RelaysIDKeyAndPayloadAsTheyAre(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it starts a Kafka Connect")
-	}
 	env, topic := debeziumEnv(t)
 	o := startDebezium(t, env)
 	require.NoError(t, o.Create(t.Context()))
@@ -112,9 +109,6 @@ func TestDebezium_RelaysIDKeyAndPayloadAsTheyAre(t *testing.T) {
 }
 
 func TestDebezium_LeavesNothing_WhenItIsClosedWhileItRelays(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it starts a Kafka Connect")
-	}
 	env, _ := debeziumEnv(t)
 	o := startDebezium(t, env)
 	require.NoError(t, o.Create(t.Context()))

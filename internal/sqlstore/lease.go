@@ -13,7 +13,7 @@ import (
 )
 
 // balanceInterval is how often an instance that claims looks whether others have come or gone.
-const balanceInterval = 250 * time.Millisecond
+const balanceInterval = 100 * time.Millisecond
 
 // localEnd is when a lease that was asked for at asked ends for this instance: a twentieth of its time before the
 // database gives the slot away, for clocks that do not run at the same pace.
