@@ -68,7 +68,8 @@ type Engine struct {
 	// All of these are claimMu's.
 	checked     bool              // the schema was found whole
 	owning      bool              // the database may name this instance as an owner
-	present     bool              // and as one that is there
+	appeared    bool              // and as one that is there
+	present     bool              // and does, as far as this instance knows
 	nextBalance time.Time         // when to look again who has which slots
 	surplus     map[int]time.Time // those to be given back, and since when
 	reader      scan.Reader

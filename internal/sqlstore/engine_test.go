@@ -319,6 +319,26 @@ func TestEngine_TakesNoSlotsForALease_WhenTheDatabaseWasSetBack(t *testing.T) {
 	})
 }
 
+// The others would leave it a share of the slots for as long as a lease lasts.
+func TestEngine_TellsThatItLeaves_WhenItDoesNotKnowWhetherItWasNoticed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := newTables(64)
+		e := open(t, db)
+		var left bool
+		db.before = func(query string) error {
+			left = left || query == "relay_leave"
+			if query == "relay_beat" {
+				return context.Canceled // though the database may have run it
+			}
+			return nil
+		}
+		_, err := e.Claim(t.Context(), 1, 1<<20)
+		require.ErrorIs(t, err, context.Canceled)
+		require.NoError(t, e.Release(t.Context()))
+		require.True(t, left)
+	})
+}
+
 // A lease was lost while a message was being published, and taken again, and with it the message. What is told of the first
 // claim then must not end the second, or the message would be claimed a third time while it is being published.
 func TestEngine_KeepsTheNewerClaim_WhenTheOutcomeOfALostOneComesLate(t *testing.T) {

@@ -138,6 +138,7 @@ func (e *Engine) liveRelays(ctx context.Context) (live int, err error) {
 		return 1, nil
 	}
 	if !e.present {
+		e.appeared = true
 		if err := e.beat(ctx); err != nil {
 			return 0, err
 		}
@@ -400,9 +401,10 @@ func (e *Engine) releaseAll(ctx context.Context) error {
 		e.beats.Wait() // a renewal under way must not come after the slots were given
 	}
 	var left, given error
-	if e.present {
+	e.present = false
+	if e.appeared {
 		left = again(func() error { return e.leave(ctx) })
-		e.present = left != nil
+		e.appeared = left != nil
 	}
 	if e.owning {
 		given = again(func() error {
