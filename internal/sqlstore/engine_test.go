@@ -32,6 +32,9 @@ type tables struct {
 	owners []string
 	// before is called ahead of each statement, and may fail it.
 	before func(query string) error
+	// slow is a statement that is run half a second later than the others, whether its caller still waits or not.
+	slow string
+	ran  []string // statements, in the order in which they were run
 }
 
 type stored struct {
@@ -66,8 +69,36 @@ func (db *tables) commit(id int64, key string) {
 	db.last = max(db.last, id)
 }
 
-func (db *tables) Query(_ context.Context, query string, args []any, each func(Scanner) (bool, error)) error {
+// arrive has a statement run, unless it fails first.
+func (db *tables) arrive(ctx context.Context, query string) error {
 	if err := db.before(query); err != nil {
+		return err
+	}
+	ran := make(chan struct{})
+	run := func() {
+		db.mu.Lock()
+		defer db.mu.Unlock()
+		db.ran = append(db.ran, query)
+		close(ran)
+	}
+	db.mu.Lock()
+	slow := query == db.slow
+	db.mu.Unlock()
+	if !slow {
+		run()
+		return nil
+	}
+	time.AfterFunc(500*time.Millisecond, run)
+	select {
+	case <-ran:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (db *tables) Query(ctx context.Context, query string, args []any, each func(Scanner) (bool, error)) error {
+	if err := db.arrive(ctx, query); err != nil {
 		return err
 	}
 	for _, row := range db.result(query, args) {
@@ -142,8 +173,8 @@ func (db *tables) read(limit any, shows func(id int64, r stored) bool) (result [
 	return result
 }
 
-func (db *tables) Exec(_ context.Context, query string, args ...any) (int64, error) {
-	if err := db.before(query); err != nil {
+func (db *tables) Exec(ctx context.Context, query string, args ...any) (int64, error) {
+	if err := db.arrive(ctx, query); err != nil {
 		return 0, err
 	}
 	db.mu.Lock()
@@ -337,6 +368,51 @@ func TestEngine_TellsThatItLeaves_WhenItDoesNotKnowWhetherItWasNoticed(t *testin
 		require.NoError(t, e.Release(t.Context()))
 		require.True(t, left)
 	})
+}
+
+// What was cut off may be run by the server all the same, and after the statements that tell that this instance leaves.
+func TestEngine_IsGone_WhenItLeavesWhileItAppearsOrTakesSlots(t *testing.T) {
+	for name, c := range map[string]struct {
+		slow, undone string
+		running      bool // it has slots already
+	}{
+		"appears":     {"relay_beat", "relay_leave", false},
+		"is there":    {"relay_beat", "relay_leave", true},
+		"takes slots": {"slots_take", "slots_leave", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				db := newTables(64)
+				e := open(t, db)
+				if c.running {
+					require.Empty(t, relay(t, e, 1))
+				}
+				db.mu.Lock()
+				db.slow = c.slow
+				db.mu.Unlock()
+				if c.running {
+					time.Sleep(e.ttl/3 + 100*time.Millisecond) // until the heartbeat is under way
+				} else {
+					ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+					defer cancel()
+					_, _ = e.Claim(ctx, 1, 1<<20) // which may be cut off
+				}
+				require.NoError(t, e.Release(t.Context()))
+				time.Sleep(time.Second)
+				require.Contains(t, db.ran, c.slow)
+				require.Greater(t, slices.Index(db.ran, c.undone), lastIndex(db.ran, c.slow), "%v", db.ran)
+			})
+		})
+	}
+}
+
+func lastIndex(all []string, s string) int {
+	for i, other := range slices.Backward(all) {
+		if other == s {
+			return i
+		}
+	}
+	return -1
 }
 
 // A lease was lost while a message was being published, and taken again, and with it the message. What is told of the first

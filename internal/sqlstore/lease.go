@@ -15,6 +15,21 @@ import (
 // balanceInterval is how often an instance that claims looks whether others have come or gone.
 const balanceInterval = 100 * time.Millisecond
 
+// patienceAtEnd is for how long the answer to a statement is awaited that nobody wants any more. If it were cut off, the
+// server might run it after the one that undoes it, and the others would spare an instance that has left its share of the
+// slots until a lease is over.
+const patienceAtEnd = time.Second
+
+// outlast returns a context that ends patienceAtEnd after ctx.
+func outlast(ctx context.Context) (context.Context, context.CancelFunc) {
+	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(patienceAtEnd, cancel) })
+	return lasting, func() {
+		stop()
+		cancel()
+	}
+}
+
 // localEnd is when a lease that was asked for at asked ends for this instance: a twentieth of its time before the
 // database gives the slot away, for clocks that do not run at the same pace.
 func (e *Engine) localEnd(asked time.Time) time.Time { return asked.Add(e.ttl - e.ttl/20) }
@@ -64,6 +79,8 @@ func (e *Engine) balance(ctx context.Context, held int) (gained []int, err error
 	if len(take) == 0 {
 		return nil, nil
 	}
+	ctx, cancel := outlast(ctx)
+	defer cancel()
 	asked := time.Now()
 	e.owning = true
 	if gained, err = e.slots(ctx, "slots_take", e.dialect.Batch(take)...); err != nil {
@@ -138,8 +155,10 @@ func (e *Engine) liveRelays(ctx context.Context) (live int, err error) {
 		return 1, nil
 	}
 	if !e.present {
+		lasting, cancel := outlast(ctx)
+		defer cancel()
 		e.appeared = true
-		if err := e.beat(ctx); err != nil {
+		if err := e.beat(lasting); err != nil {
 			return 0, err
 		}
 		e.present = true
@@ -227,6 +246,8 @@ func (e *Engine) startBeat() {
 // renew extends the leases. One that has ended meanwhile and was not dropped yet goes on with its claims: the database
 // still names this instance, so nobody else had the slot in between.
 func (e *Engine) renew(ctx context.Context) {
+	ctx, done := outlast(ctx)
+	defer done()
 	ctx, cancel := context.WithTimeout(ctx, e.ttl/2)
 	defer cancel()
 	e.mu.Lock()
