@@ -130,6 +130,9 @@ func TestQuickstart_NamesTheLine_OfARecordThatItCannotTake(t *testing.T) {
 // The report must be able to tell of broken promises: here the test breaks them, in the database of a running program.
 func TestQuickstart_Fails_WhenPromisesAreBroken(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("it runs all of it a second time")
+	}
 	path := filepath.Join(t.TempDir(), "broken.db")
 	p := program.Start(t, binary, "-db", path)
 	p.Await(wasKilled)

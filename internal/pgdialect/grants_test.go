@@ -446,6 +446,9 @@ func TestPrivileges_OnThePageAreWhatEachRoleNeeds(t *testing.T) {
 	t.Parallel()
 	for _, server := range []pgtest.Server{pgtest.V15, pgtest.V18} {
 		for kind := range clients {
+			if testing.Short() && (server != pgtest.V15 || kind != "pgxstore") {
+				continue
+			}
 			t.Run(server.Name+"/"+kind, func(t *testing.T) {
 				t.Parallel()
 				p := newPage(t, server, kind)

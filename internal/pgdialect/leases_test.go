@@ -67,7 +67,7 @@ func TestLeases_HaveOneHolderEach_WhileEightInstancesTakeRenewGiveAndLeave(t *te
 								delete(holder, slot)
 							})
 						case 8:
-							_, err = one.db.Exec(ctx, one.run("relay_beat"), one.name, ttl)
+							_, err = one.db.Exec(ctx, one.run([]string{"relay_appear", "relay_beat"}[one.random.IntN(2)]), one.name, ttl)
 						case 9: // it was asleep
 							_, err = one.db.Exec(ctx, aged, one.name)
 						}

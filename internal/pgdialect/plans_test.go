@@ -72,6 +72,9 @@ var ids, uuids = func() (string, string) {
 func TestQueries_GoByAnIndex_WhateverTheStatistics(t *testing.T) {
 	t.Parallel()
 	for _, server := range []pgtest.Server{pgtest.V15, pgtest.V18} {
+		if testing.Short() && server != pgtest.V15 {
+			continue
+		}
 		t.Run(server.Name, func(t *testing.T) {
 			t.Parallel()
 			schema := migrated(t, server)

@@ -33,10 +33,17 @@ func (e *Engine) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Messa
 	defer e.claimMu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, e.patience())
 	defer cancel()
+	if e.released && e.dialect.Slots > 1 {
+		// By another name: a statement that was to give slots up may have been cut off, and be run late.
+		e.owner, e.owning, e.appeared = instanceName(), false, false
+	}
+	e.released = false
 	observer, eventCtx := outbox.ObserverFromContext(ctx), context.WithoutCancel(ctx)
 	e.mu.Lock()
 	e.tell = func(event outbox.Event) { observer.Observe(eventCtx, event) }
-	e.present = e.present && time.Since(e.lastClaim) < e.ttl // else it may have left
+	if time.Since(e.lastClaim) >= e.ttl {
+		e.present.Store(false) // it may have left
+	}
 	e.lastClaim = time.Now()
 	e.mu.Unlock()
 	defer e.calling()()

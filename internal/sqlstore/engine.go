@@ -68,8 +68,8 @@ type Engine struct {
 	// All of these are claimMu's.
 	checked     bool              // the schema was found whole
 	owning      bool              // the database may name this instance as an owner
-	appeared    bool              // and as one that is there
-	present     bool              // and does, as far as this instance knows
+	appeared    bool              // the database may name it as one that is there
+	released    bool              // since the last Claim
 	nextBalance time.Time         // when to look again who has which slots
 	surplus     map[int]time.Time // those to be given back, and since when
 	reader      scan.Reader
@@ -83,6 +83,7 @@ type Engine struct {
 
 	sweepFinds atomic.Int64 // how often a sweep has found something
 	expecting  atomic.Bool  // see Expecting
+	present    atomic.Bool  // the database names this instance as one that is there, as far as it knows
 
 	mu sync.Mutex
 	// All of these are mu's.

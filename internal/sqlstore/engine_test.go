@@ -32,9 +32,12 @@ type tables struct {
 	owners []string
 	// before is called ahead of each statement, and may fail it.
 	before func(query string) error
-	// slow is a statement that is run half a second later than the others, whether its caller still waits or not.
+	// slow is a statement that is run later than the others, whether its caller still waits or not.
 	slow string
+	late time.Duration
 	ran  []string // statements, in the order in which they were run
+	// there tells whether the engine is counted among the instances.
+	there bool
 }
 
 type stored struct {
@@ -88,7 +91,7 @@ func (db *tables) arrive(ctx context.Context, query string) error {
 		run()
 		return nil
 	}
-	time.AfterFunc(500*time.Millisecond, run)
+	time.AfterFunc(db.late, run)
 	select {
 	case <-ran:
 		return nil
@@ -147,15 +150,13 @@ func (db *tables) result(query string, args []any) (result []scanned) {
 		}
 	case "slots_list":
 		for slot, owner := range db.owners {
-			result = append(result, scanned{slot, owner, false})
+			result = append(result, scanned{slot, owner, false, 1})
 		}
 	case "slots_take", "slots_renew":
 		for _, slot := range args[2].([]int64) {
 			db.owners[slot] = args[0].(string)
 			result = append(result, scanned{int(slot), time.Now()})
 		}
-	case "relays_live":
-		result = []scanned{{1}}
 	default:
 		panic(query)
 	}
@@ -179,9 +180,16 @@ func (db *tables) Exec(ctx context.Context, query string, args ...any) (int64, e
 	}
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	if query == "delete" {
+	switch query {
+	case "delete":
 		for _, id := range args[0].([]int64) {
 			delete(db.rows, id)
+		}
+	case "relay_appear", "relay_leave":
+		db.there = query == "relay_appear"
+	case "relay_beat":
+		if !db.there {
+			return 0, nil
 		}
 	}
 	return 1, nil
@@ -350,69 +358,108 @@ func TestEngine_TakesNoSlotsForALease_WhenTheDatabaseWasSetBack(t *testing.T) {
 	})
 }
 
-// The others would leave it a share of the slots for as long as a lease lasts.
-func TestEngine_TellsThatItLeaves_WhenItDoesNotKnowWhetherItWasNoticed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		db := newTables(64)
-		e := open(t, db)
-		var left bool
-		db.before = func(query string) error {
-			left = left || query == "relay_leave"
-			if query == "relay_beat" {
-				return context.Canceled // though the database may have run it
-			}
-			return nil
-		}
-		_, err := e.Claim(t.Context(), 1, 1<<20)
-		require.ErrorIs(t, err, context.Canceled)
-		require.NoError(t, e.Release(t.Context()))
-		require.True(t, left)
-	})
-}
+// refused is an error of the server: the statement was not run.
+type refused struct{}
 
-// What was cut off may be run by the server all the same, and after the statements that tell that this instance leaves.
-func TestEngine_IsGone_WhenItLeavesWhileItAppearsOrTakesSlots(t *testing.T) {
+func (refused) Error() string    { return "read-only" }
+func (refused) SQLState() string { return readOnly }
+
+// The others would keep a share of the slots for it for as long as a lease lasts.
+func TestEngine_TellsThatItLeaves_UnlessItCannotHaveBeenNoticed(t *testing.T) {
 	for name, c := range map[string]struct {
-		slow, undone string
-		running      bool // it has slots already
-	}{
-		"appears":     {"relay_beat", "relay_leave", false},
-		"is there":    {"relay_beat", "relay_leave", true},
-		"takes slots": {"slots_take", "slots_leave", false},
-	} {
+		err  error
+		told bool
+	}{"nobody knows": {context.Canceled, true}, "it was refused": {refused{}, false}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				db := newTables(64)
 				e := open(t, db)
-				if c.running {
-					require.Empty(t, relay(t, e, 1))
+				db.before = func(query string) error {
+					if query == "relay_appear" {
+						return c.err
+					}
+					return nil
 				}
-				db.mu.Lock()
-				db.slow = c.slow
-				db.mu.Unlock()
-				if c.running {
-					time.Sleep(e.ttl/3 + 100*time.Millisecond) // until the heartbeat is under way
-				} else {
-					ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-					defer cancel()
-					_, _ = e.Claim(ctx, 1, 1<<20) // which may be cut off
-				}
+				_, err := e.Claim(t.Context(), 1, 1<<20)
+				require.ErrorIs(t, err, c.err)
 				require.NoError(t, e.Release(t.Context()))
-				time.Sleep(time.Second)
-				require.Contains(t, db.ran, c.slow)
-				require.Greater(t, slices.Index(db.ran, c.undone), lastIndex(db.ran, c.slow), "%v", db.ran)
+				require.Equal(t, c.told, slices.Contains(db.ran, "relay_leave"))
 			})
 		})
 	}
 }
 
-func lastIndex(all []string, s string) int {
-	for i, other := range slices.Backward(all) {
-		if other == s {
-			return i
-		}
+// What was cut off may be run by the server all the same, and after the statements that undo it.
+func TestEngine_IsGone_WhenItLeavesWhileItAppearsOrTakesSlots(t *testing.T) {
+	for slow, undoing := range map[string]string{"relay_appear": "relay_leave", "slots_take": "slots_leave"} {
+		t.Run(slow, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				db := newTables(64)
+				e := open(t, db)
+				db.slow, db.late = slow, 500*time.Millisecond
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+				defer cancel()
+				_, _ = e.Claim(ctx, 1, 1<<20) // which may tell that ctx has ended
+				require.NoError(t, e.Release(t.Context()))
+				time.Sleep(time.Second)
+				require.Contains(t, db.ran, slow)
+				require.Less(t, slices.Index(db.ran, slow), slices.Index(db.ran, undoing), "%v", db.ran)
+			})
+		})
+		t.Run(slow+", which hangs", func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				db := newTables(64)
+				e := open(t, db)
+				db.slow, db.late = slow, time.Hour
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+				defer cancel()
+				begun := time.Now()
+				_, err := e.Claim(ctx, 1, 1<<20)
+				require.ErrorIs(t, err, context.Canceled)
+				require.Equal(t, 100*time.Millisecond+patienceAtEnd, time.Since(begun))
+				_, err = e.Claim(ctx, 1, 1<<20) // has ended before it begins
+				require.Error(t, err)
+				require.Equal(t, 100*time.Millisecond+patienceAtEnd, time.Since(begun))
+			})
+		})
 	}
-	return -1
+}
+
+// A restored backup does not know it, and the others would take all slots.
+func TestEngine_AppearsAgain_WhenTheDatabaseHasForgottenIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := newTables(64)
+		e := open(t, db)
+		for range 4 {
+			db.mu.Lock()
+			db.there = false
+			db.mu.Unlock()
+			for range 10 {
+				require.Empty(t, relay(t, e, 1))
+				time.Sleep(e.ttl / 20)
+			}
+			db.mu.Lock()
+			require.True(t, db.there)
+			db.mu.Unlock()
+		}
+	})
+}
+
+// The give of a former life may be run late. By the same name it would free slots that this life holds.
+func TestEngine_HasAnotherName_WhenItClaimsAfterARelease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := newTables(64)
+		e := open(t, db)
+		require.Empty(t, relay(t, e, 1))
+		former := e.owner
+		require.Equal(t, former, db.owners[0])
+		require.NoError(t, e.Release(t.Context()))
+		for slot := range db.owners {
+			db.owners[slot] = "" // as slots_leave does
+		}
+		require.Empty(t, relay(t, e, 1))
+		require.NotEqual(t, former, db.owners[0])
+	})
 }
 
 // A lease was lost while a message was being published, and taken again, and with it the message. What is told of the first

@@ -16,12 +16,16 @@ import (
 const balanceInterval = 100 * time.Millisecond
 
 // patienceAtEnd is for how long the answer to a statement is awaited that nobody wants any more. If it were cut off, the
-// server might run it after the one that undoes it, and the others would spare an instance that has left its share of the
-// slots until a lease is over.
+// server might run it after the one that undoes it, and the others would keep a share of the slots for an instance that has
+// left, until a lease is over.
 const patienceAtEnd = time.Second
 
-// outlast returns a context that ends patienceAtEnd after ctx.
-func outlast(ctx context.Context) (context.Context, context.CancelFunc) {
+// outlast returns a context that ends patienceAtEnd after ctx, unless that has ended already, or the database is in this
+// process.
+func (e *Engine) outlast(ctx context.Context) (context.Context, context.CancelFunc) {
+	if ctx.Err() != nil || e.dialect.Slots <= 1 {
+		return ctx, func() {}
+	}
 	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(patienceAtEnd, cancel) })
 	return lasting, func() {
@@ -59,11 +63,10 @@ func (e *Engine) lead(ctx context.Context) error {
 
 // balance takes slots that are free, up to a fair share, and gives back what is above it.
 func (e *Engine) balance(ctx context.Context, held int) (gained []int, err error) {
-	live, err := e.liveRelays(ctx)
-	if err != nil {
-		return nil, e.fail("count relay instances", err)
+	if err := e.appear(ctx); err != nil {
+		return nil, e.fail("appear to the other instances", err)
 	}
-	slots, err := e.listSlots(ctx)
+	slots, live, err := e.listSlots(ctx)
 	if err != nil {
 		return nil, e.fail("look for free slots", err)
 	}
@@ -79,11 +82,11 @@ func (e *Engine) balance(ctx context.Context, held int) (gained []int, err error
 	if len(take) == 0 {
 		return nil, nil
 	}
-	ctx, cancel := outlast(ctx)
+	lasting, cancel := e.outlast(ctx)
 	defer cancel()
 	asked := time.Now()
 	e.owning = true
-	if gained, err = e.slots(ctx, "slots_take", e.dialect.Batch(take)...); err != nil {
+	if gained, err = e.slots(lasting, "slots_take", e.dialect.Batch(take)...); err != nil {
 		return nil, e.fail("take slots", err)
 	}
 	e.gain(gained, asked, held == 0)
@@ -149,30 +152,31 @@ func (e *Engine) giveSurplus(ctx context.Context, surplus []int) error {
 	return err
 }
 
-// liveRelays returns how many instances there are to share the slots with, this one included.
-func (e *Engine) liveRelays(ctx context.Context) (live int, err error) {
-	if e.dialect.Slots <= 1 {
-		return 1, nil
+// appear tells the other instances that this one is there, and has the heartbeat tell it from then on.
+func (e *Engine) appear(ctx context.Context) error {
+	if e.dialect.Slots <= 1 || e.present.Load() {
+		return nil
 	}
-	if !e.present {
-		lasting, cancel := outlast(ctx)
-		defer cancel()
-		e.appeared = true
-		if err := e.beat(lasting); err != nil {
-			return 0, err
-		}
-		e.present = true
-		e.mu.Lock()
-		e.startBeat()
-		e.mu.Unlock()
+	lasting, cancel := e.outlast(ctx)
+	defer cancel()
+	_, err := e.db.Exec(lasting, e.sql["relay_appear"], e.owner, e.ttl.Milliseconds())
+	e.appeared = e.appeared || SQLState(err) == "" // or nobody knows
+	if err != nil {
+		return err
 	}
-	err = e.db.Query(ctx, e.sql["relays_live"], nil, func(s Scanner) (bool, error) { return true, s.Scan(&live) })
-	return max(live, 1), err
+	e.present.Store(true)
+	e.mu.Lock()
+	e.startBeat()
+	e.mu.Unlock()
+	return nil
 }
 
-// beat tells the other instances that this one is there.
+// beat tells that it is still there.
 func (e *Engine) beat(ctx context.Context) error {
-	_, err := e.db.Exec(ctx, e.sql["relay_beat"], e.owner, e.ttl.Milliseconds())
+	n, err := e.db.Exec(ctx, e.sql["relay_beat"], e.owner, e.ttl.Milliseconds())
+	if err == nil && n == 0 {
+		e.present.Store(false) // the next Claim appears
+	}
 	return err
 }
 
@@ -182,17 +186,18 @@ func (e *Engine) leave(ctx context.Context) error {
 	return err
 }
 
-func (e *Engine) listSlots(ctx context.Context) (slots []slotState, err error) {
+// listSlots returns all slots, and how many instances there are to share them with, this one included.
+func (e *Engine) listSlots(ctx context.Context) (slots []slotState, live int, err error) {
 	err = e.db.Query(ctx, e.sql["slots_list"], nil, func(s Scanner) (bool, error) {
 		var slot slotState
-		err := s.Scan(&slot.number, &slot.owner, &slot.expired)
+		err := s.Scan(&slot.number, &slot.owner, &slot.expired, &live)
 		e.mu.Lock()
 		_, slot.held = e.leases[slot.number]
 		e.mu.Unlock()
 		slots = append(slots, slot)
 		return true, err
 	})
-	return slots, err
+	return slots, max(live, 1), err
 }
 
 // slots runs slots_take or slots_renew, and notes what the database's clock says.
@@ -246,8 +251,6 @@ func (e *Engine) startBeat() {
 // renew extends the leases. One that has ended meanwhile and was not dropped yet goes on with its claims: the database
 // still names this instance, so nobody else had the slot in between.
 func (e *Engine) renew(ctx context.Context) {
-	ctx, done := outlast(ctx)
-	defer done()
 	ctx, cancel := context.WithTimeout(ctx, e.ttl/2)
 	defer cancel()
 	e.mu.Lock()
@@ -406,23 +409,28 @@ func (e *Engine) Release(ctx context.Context, ids ...string) error {
 
 func (e *Engine) releaseAll(ctx context.Context) error {
 	defer e.tellAll()
+	e.mu.Lock()
+	if e.stopBeat != nil {
+		e.stopBeat() // first of all, since a sweep that hangs has claimMu
+	}
+	e.mu.Unlock()
 	e.claimMu.Lock()
 	defer e.claimMu.Unlock()
 	e.mu.Lock()
-	stop := e.stopBeat
 	lost := slices.Sorted(maps.Keys(e.leases))
 	if len(lost) > 0 {
 		e.events = append(e.events, outbox.LeaseLostEvent{Slots: lost})
 	}
-	e.stopBeat = nil
+	if e.stopBeat != nil {
+		e.stopBeat()
+		e.stopBeat = nil
+	}
 	e.forget()
 	e.mu.Unlock()
-	if stop != nil {
-		stop()
-		e.beats.Wait() // a renewal under way must not come after the slots were given
-	}
+	e.beats.Wait()
+	e.released = true
 	var left, given error
-	e.present = false
+	e.present.Store(false)
 	if e.appeared {
 		left = again(func() error { return e.leave(ctx) })
 		e.appeared = left != nil

@@ -205,6 +205,9 @@ func TestPublish_DeliversAnyBytesOrRefusesThem_OnPostgreSQL(t *testing.T) {
 			return postgres.New(db, postgres.WithSchema(pgtest.Schema(t, pgtest.V15)))
 		},
 	} {
+		if testing.Short() && name != "pgxstore" {
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
 			store, err := open(t)
 			require.NoError(t, err)

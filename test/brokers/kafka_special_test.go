@@ -92,6 +92,9 @@ func TestKafka_SetsAsideWhatTheBrokerFindsTooLarge_AndNotItsNeighbours(t *testin
 
 func TestKafka_LosesNothing_WhenItIsStoppedAndStarted(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("it starts a Kafka of its own")
+	}
 	server := kafkatest.Start(t)
 	w := newWorld(t, kafkaBroker{[]string{server.Address}, 1})
 	w.forward(t)

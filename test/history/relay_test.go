@@ -169,7 +169,7 @@ func (s *system) disturb(t *testing.T, random *rand.Rand) []*relay {
 		other.slowDown()
 		wait(2*ttl, random)
 		other.isolate()
-		time.Sleep(4 * ttl) // others look for free slots four times a second
+		time.Sleep(4 * ttl) // others look for free slots ten times a second
 		other.rejoin()
 		wait(2*ttl, random)
 		s.crash(other)

@@ -52,6 +52,9 @@ func TestApplication_BillsOrdersInOrder(t *testing.T) {
 //     of their commits: the redirection waits for open transactions, and new ones wait for it;
 //   - the Forwarder begins when the old topic is empty, and it stays empty.
 func TestMovingOver_LosesNothingAndKeepsOrder_WhileOrdersArePlaced(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it places orders for many seconds")
+	}
 	w := newWorld(t)
 	w.createTopic(t)
 	load := &load{w: w, instances: [2]place{w.old(), w.old()}}

@@ -1,3 +1,0 @@
-SELECT count(*)
-FROM outbox_relays
-WHERE expires_at > clock_timestamp();
