@@ -42,7 +42,7 @@ test: services $(GOTESTSUM) ## Run all tests, with the race detector
 
 .PHONY: test-short
 test-short: services ## Run all tests but the long ones, without the race detector
-	go test -short -count=1 -p 3 $(PACKAGES) # most of the time they wait, for leases and brokers
+	go test -short -count=1 -p 3 -parallel 6 $(PACKAGES) # most of the time they wait, for leases and brokers
 
 .PHONY: stress
 stress: services ## Run the tests of root and of the stores fifty times over

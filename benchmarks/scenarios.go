@@ -62,8 +62,8 @@ func quickScenarios() []scenario {
 // allScenarios are all.
 func allScenarios() []scenario {
 	const (
-		n     = 400_000
-		lasts = 6 * time.Second
+		n     = 300_000
+		lasts = 5 * time.Second
 	)
 	sequential := []peer.Peer{
 		peer.WatermillSQL3, peer.WatermillSQL3Fast, peer.WatermillSQL4, peer.WatermillSQL4Fast,
@@ -102,7 +102,7 @@ func steadyScenarios(lasts time.Duration) []scenario {
 		at(5_000, 10).among("latency-5000", peer.Ours, peer.Debezium, peer.River, peer.SkipLockedDelete),
 		at(20_000, 10).among("latency-20000", peer.Ours, peer.Debezium, peer.SkipLockedDelete),
 		noop.among("steady-noop", peer.Ours, peer.WatermillSQL3Fast, peer.River, peer.SkipLockedStatus, peer.SkipLockedDelete),
-		silence{lasts: 2 * time.Second, times: 4}.among("silence", peer.Ours, peer.Debezium, peer.WatermillSQL3,
+		silence{lasts: 2 * time.Second, times: 3}.among("silence", peer.Ours, peer.Debezium, peer.WatermillSQL3,
 			peer.WatermillSQL3Fast, peer.WatermillSQL4QueueFast, peer.River, peer.SkipLockedDelete),
 	}
 }

@@ -28,6 +28,9 @@ var cases = []struct {
 func TestBrokers(t *testing.T) {
 	t.Parallel()
 	for name, newBroker := range brokers {
+		if testing.Short() && name != "Kafka" && name != "Go channels" {
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for _, c := range cases {
