@@ -42,7 +42,7 @@ func join(all ...map[string]int) map[string]int {
 // quickScenarios are those of the README.
 func quickScenarios() []scenario {
 	const (
-		n     = 260_000
+		n     = 220_000
 		lasts = 3 * time.Second
 	)
 	return []scenario{
