@@ -439,8 +439,9 @@ func TestEngine_AppearsAgain_WhenTheDatabaseHasForgottenIt(t *testing.T) {
 				time.Sleep(e.ttl / 20)
 			}
 			db.mu.Lock()
-			require.True(t, db.there)
+			there := db.there
 			db.mu.Unlock()
+			require.True(t, there)
 		}
 	})
 }
