@@ -47,6 +47,8 @@ test-short: services ## Run all tests but the long ones, without the race detect
 .PHONY: stress
 stress: services ## Run the tests of root and of the stores fifty times over
 	go test -race -count=50 -short -timeout=60m . ./store/...
+	OUTBOX_TORTURE_SECONDS=5 go test -race -count=50 -timeout=60m -run '^TestRelays_LoseNothing.*/^killed$$' ./store/pgxstore # which -short leaves out
+	go test -race -count=50 -timeout=60m -run '^TestStore_KeepsTheContractOfStores$$/^15$$/^pgx$$' ./store/postgres # as well
 
 .PHONY: stress-brokers
 stress-brokers: services ## Run Watermill's suite STRESS_TEST_COUNT (10) times at once on each broker
