@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"slices"
@@ -589,6 +590,7 @@ func FuzzDispatcher(f *testing.F) {
 	for seed := range byte(255) { // a history is short, and what is wrong may take many
 		f.Add([]byte{seed})
 	}
+	f.Add(bytes.Repeat([]byte{2}, 10_000)) // once it drew the same action without end
 	play := rapid.MakeFuzz(playDispatcherHistory)
 	f.Fuzz(func(t *testing.T, input []byte) { play(t, draws.From(input)) })
 }

@@ -2,6 +2,7 @@
 package draws
 
 import (
+	"crypto/subtle"
 	"encoding/binary"
 	"math/rand/v2"
 )
@@ -10,7 +11,8 @@ import (
 const size = 64 << 10
 
 // From makes the draws of a whole history from an input of any length: its first eight bytes are a seed, and the others
-// take the place of the first that come of it.
+// change the first that come of it. They do not take their place: a fuzzer likes to repeat a byte a thousand times, and
+// rapid gives up on a history whose next hundred actions are the same one that is not possible.
 func From(input []byte) []byte {
 	var seed [32]byte
 	input = input[copy(seed[:8], input):]
@@ -19,6 +21,6 @@ func From(input []byte) []byte {
 	for at := 0; at < len(all); at += 8 {
 		binary.LittleEndian.PutUint64(all[at:], random.Uint64())
 	}
-	copy(all, input)
+	subtle.XORBytes(all, all, input)
 	return all
 }
