@@ -67,3 +67,45 @@ func TestForwarder_RetriesInTime_HoweverLongMarkingTakes(t *testing.T) {
 		require.Less(t, time.Since(begun), 5*time.Second, "two marks and a wait, on the fake clock")
 	})
 }
+
+// countedClaims counts claims.
+type countedClaims struct {
+	*memory.Store
+	n atomic.Int64
+}
+
+func (s *countedClaims) Claim(ctx context.Context, limit, maxBytes int) ([]outbox.Message, error) {
+	s.n.Add(1)
+	return s.Store.Claim(ctx, limit, maxBytes)
+}
+
+// Notify tells of nothing.
+func (s *countedClaims) Notify(ctx context.Context, _ func()) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// Each look costs the same, whether it finds anything or not.
+func TestForwarder_LooksMoreOften_TheMoreMessagesCome(t *testing.T) {
+	for gap, looks := range map[time.Duration]struct{ least, most int }{ // a second
+		time.Millisecond:       {400, 600},
+		5 * time.Millisecond:   {400, 600},
+		20 * time.Millisecond:  {200, 300},
+		100 * time.Millisecond: {100, 150},
+	} {
+		t.Run(gap.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store, b := &countedClaims{Store: newMemory(t)}, newBroker()
+				run(t, store, b)
+				const seconds = 20
+				for range seconds * int(time.Second/gap) {
+					publish(t, store, "topic", newMessage("x", ""))
+					time.Sleep(gap)
+				}
+				perSecond := int(store.n.Load()) / seconds
+				require.GreaterOrEqual(t, perSecond, looks.least)
+				require.LessOrEqual(t, perSecond, looks.most)
+			})
+		})
+	}
+}

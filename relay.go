@@ -12,9 +12,12 @@ import (
 )
 
 const (
-	// shortPoll is how often the store is asked after activity, activeFor for how long.
-	shortPoll = 2 * time.Millisecond
-	activeFor = 250 * time.Millisecond
+	// shortPoll is how often the store is asked after activity, activeFor for how long. Where messages come one by one it is
+	// asked pollsPerMessage times in between, and every sparsePoll at least.
+	shortPoll       = 2 * time.Millisecond
+	sparsePoll      = 10 * time.Millisecond
+	pollsPerMessage = 4
+	activeFor       = 250 * time.Millisecond
 	// linger is how long an outcome waits for others to be marked together with it.
 	linger = 2 * time.Millisecond
 	// longLinger is how long it waits while enough is claimed for all workers: a statement for a hundred messages costs
@@ -75,6 +78,7 @@ type relay struct {
 	nextPause   time.Time // when the store may be told again which topics to leave out
 	lastGrant   time.Time
 	lastActive  time.Time
+	arrivals    arrivals
 	pollDelay   time.Duration
 	claimErr    error       // of the last claim
 	claimsFail  atomic.Bool // for the marker
@@ -187,7 +191,7 @@ func (r *relay) loop(ctx context.Context) error {
 			r.marking = r.marking && m.late
 			r.dispatcher.marked(m)
 			r.awaitRetries(m.outcomes, time.Now())
-			r.pollWithin(shortPoll) // keys have become free
+			r.pollWithin(r.arrivals.poll()) // keys have become free
 		case <-r.f.wake:
 			r.pollWithin(0)
 		case <-timer.C:
@@ -302,14 +306,15 @@ func (r *relay) take(c claimed, now time.Time) {
 	r.lastClaimed = now
 	r.claimsFail.Store(false)
 	r.drained = r.drain && c.idle && len(c.msgs) == 0
+	r.arrivals.count(len(c.msgs), now)
 	switch {
 	case r.full:
 		r.nextPoll = now
 	case len(c.msgs) > 0:
-		r.nextPoll = now.Add(shortPoll)
+		r.nextPoll = now.Add(r.arrivals.poll())
 	case now.Sub(r.lastActive) < activeFor:
 		r.pollDelay = shortPoll
-		r.nextPoll = now.Add(shortPoll)
+		r.nextPoll = now.Add(r.arrivals.poll())
 	default:
 		r.pollDelay = min(max(2*r.pollDelay, shortPoll), r.cfg.PollInterval)
 		r.nextPoll = now.Add(r.pollDelay)
@@ -318,6 +323,27 @@ func (r *relay) take(c claimed, now time.Time) {
 		r.again = false
 		r.pollWithin(shortPoll)
 	}
+}
+
+// arrivals are how fast messages come.
+type arrivals struct {
+	gap  time.Duration // between two, on the average of the last few
+	last time.Time
+}
+
+func (a *arrivals) count(messages int, now time.Time) {
+	if messages == 0 {
+		return
+	}
+	gap := min(now.Sub(a.last), pollsPerMessage*sparsePoll) / time.Duration(messages)
+	const few = 8
+	a.gap += (gap - a.gap) * time.Duration(min(messages, few)) / few
+	a.last = now
+}
+
+// poll is how often to ask for more, while messages come.
+func (a *arrivals) poll() time.Duration {
+	return min(max(a.gap/pollsPerMessage, shortPoll), sparsePoll)
 }
 
 // claimFailed decides whether waiting may mend what is wrong.

@@ -7,7 +7,8 @@
 //
 // A fetch has one snapshot, and four steps: Begin says what to read; whoever reads takes the snapshot and reads that;
 // then, and not before, it lists the transactions that hold the sequence, and Listed says what else is to be read in the
-// same snapshot; End takes what was seen.
+// same snapshot; End takes what was seen. Where nobody is waited for, and what was read leaves no id out, there is no
+// list: nothing can come late.
 //
 // Invariants:
 //
@@ -97,8 +98,13 @@ func (r *Reader) Begin() *Fetch {
 	return f
 }
 
-// Quiet tells that nothing can come late: if a fetch shows nothing either, the holders need not be listed.
+// Quiet tells that nothing can come late of what was read before: nothing is to be read again, and nothing in the snapshot
+// of the list.
 func (f *Fetch) Quiet() bool { return len(f.r.spans) == 0 }
+
+// Gapless tells that nothing can come late of what was read now, either. The holders of a quiet fetch that is gapless need
+// not be listed.
+func (f *Fetch) Gapless(seen []int64) bool { return len(f.r.passes(seen)) == 0 }
 
 // Listed takes the holders, and the last value of the sequence. It returns ids that must be read in the snapshot of this
 // fetch, because one who might have written them has ended.
@@ -171,12 +177,20 @@ func (r *Reader) advance(f *Fetch, seen []int64) {
 	if seen = seen[at:]; len(seen) == 0 {
 		return
 	}
-	if unseen := above(gaps(r.cursor, seen), r.settled); len(unseen) > 0 && !r.InOrder {
+	if unseen := r.passes(seen); len(unseen) > 0 {
 		s := &span{unseen: unseen, waits: holders{unlisted: {}}, missed: holders{unlisted: {}}}
 		maps.Copy(s.waits, f.list)
 		r.spans = append(r.spans, s)
 	}
 	r.cursor = seen[len(seen)-1]
+}
+
+// passes returns the ids between the cursor and the last of seen, which are above it, that were not seen and may come late.
+func (r *Reader) passes(seen []int64) []Run {
+	if r.InOrder {
+		return nil
+	}
+	return above(gaps(r.cursor, seen), r.settled)
 }
 
 // settle finds ids that nobody can commit any more. Whoever has one up to the sequence's last value held it when that

@@ -157,9 +157,18 @@ func (r *relay) begin() {
 		r.hot = r.between(r.fetch.After+1, 1<<62, r.limit)
 	}
 	r.step = look
-	if r.fetch.Quiet() && len(r.hot)+len(r.catch) == 0 && !r.looks {
+	sameServer := r.epoch == r.db.epoch && r.history == r.db.history
+	if r.fetch.Quiet() && len(r.catch) == 0 && r.fetch.Gapless(idsOf(r.hot)) && (sameServer || len(r.hot) == 0) && !r.looks {
 		r.step = end
 	}
+}
+
+func idsOf(rows []row) []int64 {
+	ids := make([]int64, len(rows))
+	for i, row := range rows {
+		ids[i] = row.id
+	}
+	return ids
 }
 
 func (r *relay) between(from, to int64, limit int) []row {
@@ -216,10 +225,7 @@ func (r *relay) end() {
 	shown := slices.Concat(r.late, r.hot)
 	cut := len(shown) > r.budget || len(r.hot) == r.limit
 	shown = shown[:min(len(shown), r.budget)]
-	ids := make([]int64, len(shown))
-	for i, row := range shown {
-		ids[i] = row.id
-	}
+	ids := idsOf(shown)
 	caughtUp := r.fetch.CatchUp.To
 	if len(r.catch) == r.limit {
 		caughtUp = r.catch[r.limit-1].id
@@ -239,6 +245,9 @@ func (r *relay) end() {
 	before, isKnown := r.reader.Cursor(), r.history == r.db.history // else it will start over
 	if isKnown {
 		r.verifyReads(shown, entered)
+	}
+	if len(shown)+len(r.catch) > 0 && (r.epoch != r.db.epoch || !isKnown) {
+		r.broker.failf("rows have entered of a server that is not the one before")
 	}
 	r.fetch.End(ids, cut, caughtUp)
 	if r.calm++; cut || r.reader.Cursor() != before {

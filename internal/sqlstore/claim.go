@@ -17,7 +17,7 @@ const (
 	// maxReads bounds the reads of one Claim that has found something to claim.
 	maxReads = 4
 	// dueInterval is how often delayed messages are looked for, and so how late one may be.
-	dueInterval = 5 * time.Millisecond
+	dueInterval = 25 * time.Millisecond
 )
 
 // DefaultMinPatience is how long a Claim waits for a database that does not answer, or twice the lease time if that is

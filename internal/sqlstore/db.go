@@ -43,8 +43,8 @@ type DB interface {
 	Conn
 	// Begin begins a transaction that a cancelled ctx does not end.
 	Begin(ctx context.Context) (Tx, error)
-	// Snapshot runs the queries of first, and those that second then returns. Where anything can come late, all of them see
-	// the same.
+	// Snapshot runs the queries of first, and those that second then returns, unless it is nil. Where anything can come late,
+	// all of them see the same.
 	Snapshot(ctx context.Context, first []Query, second func() ([]Query, error)) error
 	// AsTx returns a user's transaction as a Conn, or an error that wraps outbox.ErrInvalidTx.
 	AsTx(tx any) (Conn, error)

@@ -79,6 +79,7 @@ type Engine struct {
 	rowSize     int       // about what a row has that is read, payload and all; 0 is unknown
 	server      server    // that was last read from
 	looked      time.Time // when that was
+	unlisted    bool      // messages were read since, without a look
 	notBefore   time.Time // when slots may be taken again
 
 	sweepFinds atomic.Int64 // how often a sweep has found something

@@ -28,6 +28,7 @@ type tables struct {
 	logged  int64    // by how much a look shows last too high
 	holders []string // of it
 	history string
+	started string // when the server was
 	// owners of the slots: "" is free, "other" another instance.
 	owners []string
 	// before is called ahead of each statement, and may fail it.
@@ -62,7 +63,7 @@ func (s scanned) Scan(dest ...any) error {
 
 func newTables(slots int) *tables {
 	return &tables{
-		rows: map[int64]stored{}, history: "1", owners: make([]string, slots), before: func(string) error { return nil },
+		rows: map[int64]stored{}, history: "1", started: "then", owners: make([]string, slots), before: func(string) error { return nil },
 	}
 }
 
@@ -116,7 +117,8 @@ func (db *tables) result(query string, args []any) (result []scanned) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	switch query {
-	case "read_settings":
+	case "read_first":
+		result = []scanned{{db.last + db.logged, db.history, db.started, "", "", "", ""}}
 	case "last_value":
 		result = []scanned{{db.last + db.logged}}
 	case "read":
@@ -143,10 +145,10 @@ func (db *tables) result(query string, args []any) (result []scanned) {
 	case "holders":
 		for _, name := range db.holders {
 			prepared := false
-			result = append(result, scanned{db.last + db.logged, &name, &prepared, db.history, "then", false})
+			result = append(result, scanned{db.last + db.logged, &name, &prepared, "cluster", db.history, db.started, false})
 		}
 		if len(result) == 0 {
-			result = []scanned{{db.last + db.logged, nil, nil, db.history, "then", false}}
+			result = []scanned{{db.last + db.logged, nil, nil, "cluster", db.history, db.started, false}}
 		}
 	case "slots_list":
 		for slot, owner := range db.owners {

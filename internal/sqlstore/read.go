@@ -35,6 +35,10 @@ func (e *Engine) reading(read func() error, add func()) error {
 // readOn reads the rows behind the cursor, unless hot is false, and those that have come late before it.
 func (e *Engine) readOn(ctx context.Context, n, maxBytes int, hot bool) (more bool, err error) {
 	more, err = e.fetch(ctx, n, maxBytes, hot)
+	if errors.Is(err, errUnknown) {
+		e.looked = time.Time{}
+		more, err = e.fetch(ctx, n, maxBytes, hot)
+	}
 	if errors.Is(err, errRestarted) {
 		e.reader.Restarted()
 		more, err = e.fetch(ctx, n, maxBytes, hot)
@@ -51,18 +55,24 @@ func (e *Engine) readOn(ctx context.Context, n, maxBytes int, hot bool) (more bo
 
 func (e *Engine) fetch(ctx context.Context, n, maxBytes int, hot bool) (more bool, err error) {
 	fetch := e.reader.Begin()
-	if fetch.Quiet() && !e.mustLook() {
+	alone := fetch.Quiet() && !e.mustLook() // a read of new rows may do
+	if alone {
 		if !hot {
 			return false, nil
 		}
 		if nothing, err := e.nothingNew(ctx, fetch); nothing || err != nil {
 			return false, err
 		}
+		alone = fetch.CatchUp.From > fetch.CatchUp.To
 	}
 	var shown, catchUp page
 	now := e.passedNow()
 	err = e.reading(func() (err error) {
-		shown, catchUp, err = e.readSnapshot(ctx, fetch, n, maxBytes, hot)
+		if alone {
+			shown, err = e.readAlone(ctx, fetch, n, maxBytes)
+		} else {
+			shown, catchUp, err = e.readSnapshot(ctx, fetch, n, maxBytes, hot)
+		}
 		e.learn(&shown)
 		return err
 	}, func() {
@@ -109,6 +119,35 @@ func (e *Engine) enter(r *row, now time.Time) {
 	}
 }
 
+// readAlone makes the read of a quiet fetch that has only new rows to read: in one round trip, unless ids are missing among
+// them, which may come late.
+func (e *Engine) readAlone(ctx context.Context, fetch *scan.Fetch, n, maxBytes int) (shown page, err error) {
+	var queries []Query
+	var now server
+	if e.dialect.Late {
+		queries = append(queries, e.first(&now))
+	}
+	queries = append(queries, e.pageQuery(&shown, "read", n, maxBytes, fetch.After, int64(math.MaxInt64)))
+	if err := e.db.Snapshot(ctx, queries, nil); err != nil || !e.dialect.Late || len(shown.ids) == 0 {
+		return shown, err
+	}
+	if !e.isKnown(now) {
+		return shown, errUnknown
+	}
+	e.server.lastValue = now.lastValue
+	if fetch.Gapless(shown.ids) {
+		e.unlisted = true
+		return shown, nil
+	}
+	var seen sight
+	q := e.look(&seen)
+	if err := e.db.Query(ctx, q.SQL, q.Args, q.Each); err != nil {
+		return shown, err
+	}
+	_, err = e.listed(fetch, seen) // a quiet fetch has nothing else to read
+	return shown, err
+}
+
 // readSnapshot makes the reads of one fetch, all in one snapshot. shown is one prefix of what they show, by id.
 func (e *Engine) readSnapshot(
 	ctx context.Context, fetch *scan.Fetch, n, maxBytes int, hot bool,
@@ -117,7 +156,7 @@ func (e *Engine) readSnapshot(
 	var seen sight
 	var first []Query
 	if e.dialect.Late {
-		first = append(first, Query{SQL: e.sql["read_settings"], Each: func(Scanner) (bool, error) { return true, nil }})
+		first = append(first, e.first(&server{})) // the look tells
 	}
 	first = append(first, e.readRuns(&again, fetch.Again, n, maxBytes)...)
 	if fetch.CatchUp.From <= fetch.CatchUp.To {

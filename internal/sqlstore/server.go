@@ -11,19 +11,26 @@ import (
 	"github.com/watermill-outbox/outbox/internal/scan"
 )
 
-// lookInterval is how often an idle instance looks whether the server is still the same.
-const lookInterval = time.Second
+const (
+	// lookInterval is how often an idle instance looks whether the server is still the same.
+	lookInterval = time.Second
+	// listInterval is how often one that reads without need for a list looks nevertheless who holds the sequence, for Expecting.
+	listInterval = 50 * time.Millisecond
+)
 
 // server is what tells a database server, and its history, from others.
 type server struct {
+	cluster   string // does not change
 	history   string // changes when a standby is promoted, a backup restored, or the sequence set back
-	started   string // changes with each start
+	started   string // changes with each start, and tells a server from all others
 	lastValue int64  // of the sequence: it does not go back by itself
 }
 
 var (
 	// errRestarted is a fetch whose holders mean nothing any more, because the server has restarted.
 	errRestarted = errors.New("the server has restarted")
+	// errUnknown is a fetch from a server that is to be looked at first.
+	errUnknown = errors.New("the server may be another")
 	// errOtherHistory is a fetch from a server that gives ids again.
 	errOtherHistory = errors.New("the server has lost what this instance has seen: it was promoted or restored, or the " +
 		"sequence of ids was set back")
@@ -43,7 +50,7 @@ func (e *Engine) look(s *sight) Query {
 	return Query{SQL: e.sql["holders"], Each: func(row Scanner) (bool, error) {
 		var id *string
 		var prepared *bool
-		err := row.Scan(&s.server.lastValue, &id, &prepared, &s.server.history, &s.server.started, &s.standby)
+		err := row.Scan(&s.server.lastValue, &id, &prepared, &s.server.cluster, &s.server.history, &s.server.started, &s.standby)
 		if err == nil && id != nil {
 			s.holders = append(s.holders, scan.Holder{ID: *id, Prepared: *prepared})
 		}
@@ -59,10 +66,10 @@ func (e *Engine) listed(fetch *scan.Fetch, now sight) ([]scan.Run, error) {
 	}
 	e.expecting.Store(len(now.holders) > 0)
 	known := e.server
-	e.server, e.looked = now.server, time.Now()
+	e.server, e.looked, e.unlisted = now.server, time.Now(), false
 	switch {
 	case known == server{}:
-	case now.server.history != known.history || now.server.lastValue < surelyTaken(known.lastValue, e.reader.Cursor()):
+	case now.server.cluster != known.cluster || now.server.history != known.history || now.server.lastValue < surelyTaken(known.lastValue, e.reader.Cursor()):
 		return nil, errOtherHistory
 	case now.server.started != known.started:
 		return nil, errRestarted
@@ -85,8 +92,28 @@ func surelyTaken(lastValue, cursor int64) int64 {
 // others have not sent one of their own.
 func (e *Engine) Expecting() bool { return e.expecting.Load() }
 
-// mustLook tells that it is time to look whether the server is still the same.
-func (e *Engine) mustLook() bool { return e.dialect.Late && time.Since(e.looked) >= lookInterval }
+// first returns the query that comes before the reads of a snapshot. It fills s as far as it is known without a look.
+func (e *Engine) first(s *server) Query {
+	return Query{SQL: e.sql["read_first"], Each: func(row Scanner) (bool, error) {
+		var ignored [4]string // settings
+		return true, row.Scan(&s.lastValue, &s.history, &s.started, &ignored[0], &ignored[1], &ignored[2], &ignored[3])
+	}}
+}
+
+// isKnown tells whether a server, of which first has told, is the one that was last looked at, and goes on from there.
+func (e *Engine) isKnown(now server) bool {
+	return now.history == e.server.history && now.started == e.server.started &&
+		now.lastValue >= surelyTaken(e.server.lastValue, e.reader.Cursor())
+}
+
+// mustLook tells that it is time to look whether the server is still the same, and who holds the sequence.
+func (e *Engine) mustLook() bool {
+	interval := lookInterval
+	if e.unlisted {
+		interval = listInterval
+	}
+	return e.dialect.Late && time.Since(e.looked) >= interval
+}
 
 // SQLState returns the SQLSTATE of a server's error, or nothing. Those of both pgx and lib/pq have it.
 func SQLState(err error) string {

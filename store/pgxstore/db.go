@@ -65,7 +65,7 @@ func (d poolDB) Begin(ctx context.Context) (sqlstore.Tx, error) {
 	return ownTx{conn{tx}, tx}, nil
 }
 
-// Snapshot makes two round trips, whatever the number of queries.
+// Snapshot makes two round trips, whatever the number of queries, or one where there is no second.
 func (d poolDB) Snapshot(
 	ctx context.Context, first []sqlstore.Query, second func() ([]sqlstore.Query, error),
 ) error {
@@ -74,17 +74,29 @@ func (d poolDB) Snapshot(
 		return err
 	}
 	defer conn.Release()
-	err = pipeline(ctx, conn, "begin read only, isolation level repeatable read", first, "")
-	if err == nil {
-		var then []sqlstore.Query
-		if then, err = second(); err == nil {
-			return pipeline(ctx, conn, "", then, "commit")
-		}
+	if err = snapshot(ctx, conn, first, second); err != nil {
+		endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sqlstore.EndTimeout)
+		defer cancel()
+		_, _ = conn.Exec(endCtx, "rollback") // else the pool would close the connection
 	}
-	endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sqlstore.EndTimeout)
-	defer cancel()
-	_, _ = conn.Exec(endCtx, "rollback") // else the pool would close the connection
 	return err
+}
+
+func snapshot(
+	ctx context.Context, conn *pgxpool.Conn, first []sqlstore.Query, second func() ([]sqlstore.Query, error),
+) error {
+	const begin, end = "begin read only, isolation level repeatable read", "commit"
+	if second == nil {
+		return pipeline(ctx, conn, "", first, "") // a transaction, too
+	}
+	if err := pipeline(ctx, conn, begin, first, ""); err != nil {
+		return err
+	}
+	then, err := second()
+	if err != nil {
+		return err
+	}
+	return pipeline(ctx, conn, "", then, end)
 }
 
 // pipeline sends statements all at once, and then reads what they return.

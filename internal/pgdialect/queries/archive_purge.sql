@@ -1,5 +1,5 @@
 -- One chunk, from the time $3 on: where the one before has ended, since what that has deleted may still be in the index. An
--- id alone does not tell a row: see settle.sql. For the last condition see read.sql.
+-- id alone does not tell a row: see settle.sql. For the last condition see sweep.sql.
 DELETE FROM outbox_archive
 WHERE ctid = ANY (ARRAY(
     SELECT ctid

@@ -5,7 +5,7 @@
 -- That id + 0 = id is true of all. PostgreSQL takes it for true of one in 200, and an array that a subquery returns for one
 -- of ten elements, and so expects one row here. It would rather go through the whole table, and compare each of its rows with
 -- each of these, where it takes the table to be empty: after autovacuum has analyzed it before a large transaction was
--- committed. For the last condition see read.sql.
+-- committed. For the last condition see sweep.sql.
 DELETE FROM outbox_messages m
 USING (
     SELECT id, uuid FROM unnest((SELECT $1::bigint[]), (SELECT $2::text[])) AS all_done (id, uuid) WHERE id + 0 = id

@@ -1,4 +1,4 @@
--- For the conditions see read.sql.
+-- For the conditions see sweep.sql.
 SELECT id, uuid, topic, key, payload, headers::text, retries::bigint, available_at, last_error, created_at, processed_at
 FROM (
     SELECT *

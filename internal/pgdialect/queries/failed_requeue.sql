@@ -1,5 +1,5 @@
 -- A new id puts the message behind all that wait. Whoever else is about to requeue or discard it waits, and finds it gone.
--- For the last condition see read.sql.
+-- For the last condition see sweep.sql.
 INSERT INTO outbox_messages (uuid, topic, key, payload, headers, created_at)
 SELECT uuid, topic, key, payload, headers, created_at
 FROM (

@@ -4,9 +4,9 @@
 -- statistics anew; and whether it is a standby. (The process tells transactions apart whose names a crash has given again.)
 SELECT CASE WHEN s.is_called THEN s.last_value ELSE s.last_value - 1 END,
        l.virtualtransaction || coalesce('/' || l.pid::text, ''), l.pid IS NULL,
+       (SELECT system_identifier::text FROM pg_control_system()),
        CASE WHEN pg_is_in_recovery() THEN '' ELSE
-           pg_catalog.concat_ws('/', (SELECT system_identifier FROM pg_control_system()),
-                                left(pg_walfile_name(pg_current_wal_lsn()), 8),
+           pg_catalog.concat_ws('/', left(pg_walfile_name(pg_current_wal_lsn()), 8),
                                 s.tableoid, pg_relation_filenode(s.tableoid::regclass))
        END,
        pg_catalog.concat_ws('/', extract(epoch FROM pg_postmaster_start_time()),

@@ -1,4 +1,4 @@
--- For the last condition see read.sql.
+-- For the last condition see sweep.sql.
 SELECT count(*)
 FROM outbox_processed
 WHERE consumer_group = $1::text AND message_id = $2::text AND

@@ -1,4 +1,4 @@
--- One chunk, as in archive_purge.sql. For the last condition see read.sql.
+-- One chunk, as in archive_purge.sql. For the last condition see sweep.sql.
 DELETE FROM outbox_processed
 WHERE ctid = ANY (ARRAY(
     SELECT ctid

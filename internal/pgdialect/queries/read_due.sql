@@ -1,6 +1,6 @@
 -- The rows that fall due behind ($1, $2) and up to the time $3, by a range of outbox_messages_due_idx and nothing else to
 -- choose a plan by. Payloads are those of messages in the slots $6 that were not tried yet, with ids up to $4, which the read
--- by id has passed. For the last condition see read.sql.
+-- by id has passed. For the last condition see sweep.sql.
 SELECT id, slot,
        CASE WHEN mine THEN uuid ELSE '' END, CASE WHEN mine THEN topic ELSE '' END, CASE WHEN mine THEN key ELSE '' END,
        CASE WHEN mine THEN payload ELSE '' END, CASE WHEN mine THEN headers::text ELSE '{}' END,

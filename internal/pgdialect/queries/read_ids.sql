@@ -1,4 +1,4 @@
--- Up to $2 rows by their ids, one by one as in delete.sql. For the last condition see read.sql.
+-- Up to $2 rows by their ids, one by one as in delete.sql. For the last condition see sweep.sql.
 SELECT id, slot,
        CASE WHEN mine THEN uuid ELSE '' END, CASE WHEN mine THEN topic ELSE '' END, CASE WHEN mine THEN key ELSE '' END,
        CASE WHEN mine THEN payload ELSE '' END, CASE WHEN mine THEN headers::text ELSE '{}' END,

@@ -1,5 +1,5 @@
--- The rows from $1[i] to $2[i], for each i in order, as read gives them. The runs ascend, and so do the rows of each: a sort
--- by id would read all runs, of which there may be 100,000, for each page. For the conditions see read.sql.
+-- The rows from $1[i] to $2[i], for each i in order, as read gives them, and after read_first.sql as well. The runs ascend,
+-- and so do the rows of each: a sort by id would read all runs, of which there may be 100,000, for each page.
 SELECT id, slot,
        CASE WHEN mine THEN uuid ELSE '' END, CASE WHEN mine THEN topic ELSE '' END, CASE WHEN mine THEN key ELSE '' END,
        CASE WHEN mine THEN payload ELSE '' END, CASE WHEN mine THEN headers::text ELSE '{}' END,
@@ -10,11 +10,10 @@ FROM (
     CROSS JOIN LATERAL (
         SELECT *
         FROM outbox_messages
-        WHERE id >= first AND (id, id) <= (last, last)
+        WHERE id >= first AND id <= last
         ORDER BY id
         LIMIT $3::bigint
     ) m
     ORDER BY number
     LIMIT $3::bigint
-) m
-WHERE $3::bigint IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 7000000)) > lastval();
+) m;
