@@ -86,25 +86,35 @@ func (s *countedClaims) Notify(ctx context.Context, _ func()) error {
 }
 
 // Each look costs the same, whether it finds anything or not.
-func TestForwarder_LooksMoreOften_TheMoreMessagesCome(t *testing.T) {
-	for gap, looks := range map[time.Duration]struct{ least, most int }{ // a second
-		time.Millisecond:       {400, 600},
-		5 * time.Millisecond:   {400, 600},
-		20 * time.Millisecond:  {200, 300},
-		100 * time.Millisecond: {100, 150},
+func TestForwarder_LooksMoreOften_TheMoreOftenMessagesCome(t *testing.T) {
+	for name, c := range map[string]struct {
+		gap          time.Duration
+		messages     int
+		pollInterval time.Duration
+		least, most  int // looks in a second
+	}{
+		"at 1,000/s":          {time.Millisecond, 1, time.Second, 400, 600},
+		"at 200/s":            {5 * time.Millisecond, 1, time.Second, 400, 600},
+		"at 50/s":             {20 * time.Millisecond, 1, time.Second, 200, 300},
+		"at 10/s":             {100 * time.Millisecond, 1, time.Second, 100, 150},
+		"at 100/s, by tens":   {100 * time.Millisecond, 10, time.Second, 100, 150},
+		"as often as if idle": {100 * time.Millisecond, 1, 2 * time.Millisecond, 400, 600},
+		"once in 2 seconds":   {2 * time.Second, 1, 10 * time.Second, 5, 40},
 	} {
-		t.Run(gap.String(), func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				store, b := &countedClaims{Store: newMemory(t)}, newBroker()
-				run(t, store, b)
+				run(t, store, b, outbox.WithPollInterval(c.pollInterval))
 				const seconds = 20
-				for range seconds * int(time.Second/gap) {
-					publish(t, store, "topic", newMessage("x", ""))
-					time.Sleep(gap)
+				for range seconds * int(time.Second) / int(c.gap) {
+					for range c.messages {
+						publish(t, store, "topic", newMessage("x", ""))
+					}
+					time.Sleep(c.gap)
 				}
 				perSecond := int(store.n.Load()) / seconds
-				require.GreaterOrEqual(t, perSecond, looks.least)
-				require.LessOrEqual(t, perSecond, looks.most)
+				require.GreaterOrEqual(t, perSecond, c.least)
+				require.LessOrEqual(t, perSecond, c.most)
 			})
 		})
 	}

@@ -13,7 +13,7 @@ import (
 // applies the options to it.
 type Config struct {
 	// PollInterval is how often an idle Forwarder looks for new messages when nothing wakes it; after activity it looks
-	// every few milliseconds. It is also how late a delayed message may be. 1 ms to 1 h, default 1 s.
+	// every few milliseconds. A delayed message may be late by as much, and 25 ms more. 1 ms to 1 h, default 1 s.
 	PollInterval time.Duration
 	// BatchSize is how many messages are claimed, and how many are marked, at once. 1 to 100,000, default 1,000.
 	BatchSize int

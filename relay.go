@@ -12,12 +12,12 @@ import (
 )
 
 const (
-	// shortPoll is how often the store is asked after activity, activeFor for how long. Where messages come one by one it is
-	// asked pollsPerMessage times in between, and every sparsePoll at least.
-	shortPoll       = 2 * time.Millisecond
-	sparsePoll      = 10 * time.Millisecond
-	pollsPerMessage = 4
-	activeFor       = 250 * time.Millisecond
+	// The store is asked every shortPoll after activity, for activeFor, or every sparsePoll at least where messages come one by
+	// one: pollsPerGap times from one to the next.
+	shortPoll   = 2 * time.Millisecond
+	sparsePoll  = 10 * time.Millisecond
+	pollsPerGap = 4
+	activeFor   = 250 * time.Millisecond
 	// linger is how long an outcome waits for others to be marked together with it.
 	linger = 2 * time.Millisecond
 	// longLinger is how long it waits while enough is claimed for all workers: a statement for a hundred messages costs
@@ -191,7 +191,7 @@ func (r *relay) loop(ctx context.Context) error {
 			r.marking = r.marking && m.late
 			r.dispatcher.marked(m)
 			r.awaitRetries(m.outcomes, time.Now())
-			r.pollWithin(r.arrivals.poll()) // keys have become free
+			r.pollWithin(shortPoll) // keys have become free
 		case <-r.f.wake:
 			r.pollWithin(0)
 		case <-timer.C:
@@ -307,14 +307,15 @@ func (r *relay) take(c claimed, now time.Time) {
 	r.claimsFail.Store(false)
 	r.drained = r.drain && c.idle && len(c.msgs) == 0
 	r.arrivals.count(len(c.msgs), now)
+	poll := min(r.arrivals.poll(now), r.cfg.PollInterval)
 	switch {
 	case r.full:
 		r.nextPoll = now
 	case len(c.msgs) > 0:
-		r.nextPoll = now.Add(r.arrivals.poll())
+		r.nextPoll = now.Add(poll)
 	case now.Sub(r.lastActive) < activeFor:
 		r.pollDelay = shortPoll
-		r.nextPoll = now.Add(r.arrivals.poll())
+		r.nextPoll = now.Add(poll)
 	default:
 		r.pollDelay = min(max(2*r.pollDelay, shortPoll), r.cfg.PollInterval)
 		r.nextPoll = now.Add(r.pollDelay)
@@ -325,9 +326,9 @@ func (r *relay) take(c claimed, now time.Time) {
 	}
 }
 
-// arrivals are how fast messages come.
+// arrivals are how often claims find something.
 type arrivals struct {
-	gap  time.Duration // between two, on the average of the last few
+	gap  time.Duration // from one to the next, on the average of the last few
 	last time.Time
 }
 
@@ -335,15 +336,15 @@ func (a *arrivals) count(messages int, now time.Time) {
 	if messages == 0 {
 		return
 	}
-	gap := min(now.Sub(a.last), pollsPerMessage*sparsePoll) / time.Duration(messages)
 	const few = 8
+	gap := min(now.Sub(a.last), pollsPerGap*sparsePoll)
 	a.gap += (gap - a.gap) * time.Duration(min(messages, few)) / few
 	a.last = now
 }
 
-// poll is how often to ask for more, while messages come.
-func (a *arrivals) poll() time.Duration {
-	return min(max(a.gap/pollsPerMessage, shortPoll), sparsePoll)
+// poll is how soon to ask for more, while messages come.
+func (a *arrivals) poll(now time.Time) time.Duration {
+	return min(max(max(a.gap, now.Sub(a.last))/pollsPerGap, shortPoll), sparsePoll)
 }
 
 // claimFailed decides whether waiting may mend what is wrong.

@@ -183,7 +183,7 @@ func assertPath(t *testing.T, db *pgx.Conn, name string, args, by []string, stat
 	}
 }
 
-// isRead tells of the statements that come after read_first.
+// isRead tells of the statements that come after read_settings.
 func isRead(name string) bool { return name == "read" || name == "read_runs" }
 
 // A plan is a node of what EXPLAIN tells.
@@ -233,7 +233,7 @@ func explain(t *testing.T, db *pgx.Conn, name string, args []string) plan {
 		if isRead(name) {
 			var mode string
 			require.NoError(t, tx.QueryRow(t.Context(), "SHOW plan_cache_mode").Scan(&mode))
-			exec(t, db, "EXECUTE read_first")
+			exec(t, db, "EXECUTE read_settings")
 			if mode == "force_custom_plan" { // as for a driver that puts the values into the statement
 				exec(t, db, "SET LOCAL plan_cache_mode = "+mode)
 			}
@@ -248,7 +248,7 @@ func explain(t *testing.T, db *pgx.Conn, name string, args []string) plan {
 
 func prepare(t *testing.T, db *pgx.Conn, schema string) {
 	t.Helper()
-	exec(t, db, "PREPARE read_first AS "+query(t, schema, "read_first"))
+	exec(t, db, "PREPARE read_settings AS "+query(t, schema, "read_settings"))
 	for _, path := range paths {
 		exec(t, db, "PREPARE "+path.name+" AS "+query(t, schema, path.name))
 	}

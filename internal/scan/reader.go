@@ -46,7 +46,7 @@ type Reader struct {
 	// When all of candidateWaits have ended, so it is with the ids up to candidate.
 	candidate      int64
 	candidateWaits holders
-	lastValue      int64 // of the sequence, at the last fetch
+	lastValue      int64 // of the sequence, at the last list
 
 	// Slots that were acquired later than the others have been read up to caughtUp only.
 	catching map[int]struct{}

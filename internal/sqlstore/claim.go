@@ -16,7 +16,7 @@ const (
 	maxForeign = 8
 	// maxReads bounds the reads of one Claim that has found something to claim.
 	maxReads = 4
-	// dueInterval is how often delayed messages are looked for, and so how late one may be.
+	// dueInterval is how often delayed messages are looked for by who claims.
 	dueInterval = 25 * time.Millisecond
 )
 

@@ -84,7 +84,7 @@ type queries map[string]string
 
 // lateNames are those of a dialect with Late, slotNames with Slots, arrayNames with Arrays, and rowNames of one without.
 var (
-	lateNames  = []string{"last_value", "read_first", "read_runs", "holders", "check_sequence", "check_settings", "check_values"}
+	lateNames  = []string{"last_value", "read_settings", "read_runs", "server", "holders", "check_sequence", "check_settings", "check_values"}
 	slotNames  = []string{"relay_appear", "relay_beat", "relay_leave"}
 	arrayNames = []string{"insert_many", "settle"}
 	rowNames   = []string{"archive", "retry"}

@@ -78,7 +78,7 @@ type Engine struct {
 	nextDue     time.Time // when to read on from there
 	rowSize     int       // about what a row has that is read, payload and all; 0 is unknown
 	server      server    // that was last read from
-	looked      time.Time // when that was
+	looked      time.Time // when it was last looked at
 	unlisted    bool      // messages were read since, without a look
 	notBefore   time.Time // when slots may be taken again
 

@@ -27,6 +27,7 @@ type tables struct {
 	last    int64    // of the sequence
 	logged  int64    // by how much a look shows last too high
 	holders []string // of it
+	cluster string
 	history string
 	started string // when the server was
 	// owners of the slots: "" is free, "other" another instance.
@@ -63,7 +64,7 @@ func (s scanned) Scan(dest ...any) error {
 
 func newTables(slots int) *tables {
 	return &tables{
-		rows: map[int64]stored{}, history: "1", started: "then", owners: make([]string, slots), before: func(string) error { return nil },
+		rows: map[int64]stored{}, cluster: "1", history: "1", started: "then", owners: make([]string, slots), before: func(string) error { return nil },
 	}
 }
 
@@ -71,6 +72,12 @@ func newTables(slots int) *tables {
 func (db *tables) commit(id int64, key string) {
 	db.rows[id] = stored{key: key, slot: len(db.owners) - 1}
 	db.last = max(db.last, id)
+}
+
+// commitIn is commit for a slot.
+func (db *tables) commitIn(slot int, id int64, key string) {
+	db.commit(id, key)
+	db.rows[id] = stored{key: key, slot: slot}
 }
 
 // arrive has a statement run, unless it fails first.
@@ -117,8 +124,9 @@ func (db *tables) result(query string, args []any) (result []scanned) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	switch query {
-	case "read_first":
-		result = []scanned{{db.last + db.logged, db.history, db.started, "", "", "", ""}}
+	case "read_settings":
+	case "server":
+		result = []scanned{{db.last + db.logged, db.history, db.started}}
 	case "last_value":
 		result = []scanned{{db.last + db.logged}}
 	case "read":
@@ -145,10 +153,10 @@ func (db *tables) result(query string, args []any) (result []scanned) {
 	case "holders":
 		for _, name := range db.holders {
 			prepared := false
-			result = append(result, scanned{db.last + db.logged, &name, &prepared, "cluster", db.history, db.started, false})
+			result = append(result, scanned{db.last + db.logged, &name, &prepared, db.cluster, db.history, db.started, false})
 		}
 		if len(result) == 0 {
-			result = []scanned{{db.last + db.logged, nil, nil, "cluster", db.history, db.started, false}}
+			result = []scanned{{db.last + db.logged, nil, nil, db.cluster, db.history, db.started, false}}
 		}
 	case "slots_list":
 		for slot, owner := range db.owners {

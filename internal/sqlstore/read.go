@@ -55,16 +55,16 @@ func (e *Engine) readOn(ctx context.Context, n, maxBytes int, hot bool) (more bo
 
 func (e *Engine) fetch(ctx context.Context, n, maxBytes int, hot bool) (more bool, err error) {
 	fetch := e.reader.Begin()
-	alone := fetch.Quiet() && !e.mustLook() // a read of new rows may do
-	if alone {
+	quiet := fetch.Quiet() && !e.mustLook()
+	if quiet {
 		if !hot {
 			return false, nil
 		}
 		if nothing, err := e.nothingNew(ctx, fetch); nothing || err != nil {
 			return false, err
 		}
-		alone = fetch.CatchUp.From > fetch.CatchUp.To
 	}
+	alone := quiet && fetch.CatchUp.From > fetch.CatchUp.To // there are only new rows to read
 	var shown, catchUp page
 	now := e.passedNow()
 	err = e.reading(func() (err error) {
@@ -119,22 +119,32 @@ func (e *Engine) enter(r *row, now time.Time) {
 	}
 }
 
+// settings returns the query that comes before the reads of a snapshot, if there is any.
+func (e *Engine) settings() []Query {
+	if !e.dialect.Late {
+		return nil
+	}
+	return []Query{{SQL: e.sql["read_settings"], Each: func(Scanner) (bool, error) { return true, nil }}}
+}
+
 // readAlone makes the read of a quiet fetch that has only new rows to read: in one round trip, unless ids are missing among
 // them, which may come late.
 func (e *Engine) readAlone(ctx context.Context, fetch *scan.Fetch, n, maxBytes int) (shown page, err error) {
-	var queries []Query
-	var now server
-	if e.dialect.Late {
-		queries = append(queries, e.first(&now))
+	queries := append(e.settings(), e.pageQuery(&shown, "read", n, maxBytes, fetch.After, int64(math.MaxInt64)))
+	if !e.dialect.Late {
+		return shown, e.db.Snapshot(ctx, queries, nil)
 	}
-	queries = append(queries, e.pageQuery(&shown, "read", n, maxBytes, fetch.After, int64(math.MaxInt64)))
-	if err := e.db.Snapshot(ctx, queries, nil); err != nil || !e.dialect.Late || len(shown.ids) == 0 {
+	var now server
+	if err := e.db.Snapshot(ctx, append(queries, e.glance(&now)), nil); err != nil {
 		return shown, err
 	}
 	if !e.isKnown(now) {
 		return shown, errUnknown
 	}
 	e.server.lastValue = now.lastValue
+	if len(shown.ids) == 0 {
+		return shown, nil
+	}
 	if fetch.Gapless(shown.ids) {
 		e.unlisted = true
 		return shown, nil
@@ -154,10 +164,7 @@ func (e *Engine) readSnapshot(
 ) (shown, catchUp page, err error) {
 	var again, next, missed page
 	var seen sight
-	var first []Query
-	if e.dialect.Late {
-		first = append(first, e.first(&server{})) // the look tells
-	}
+	first := e.settings()
 	first = append(first, e.readRuns(&again, fetch.Again, n, maxBytes)...)
 	if fetch.CatchUp.From <= fetch.CatchUp.To {
 		first = append(first, e.pageQuery(&catchUp, "read", n, maxBytes, fetch.CatchUp.From-1, fetch.CatchUp.To))
@@ -246,6 +253,9 @@ func (e *Engine) readDue(ctx context.Context, n, maxBytes int) (more bool, err e
 	})
 	if err != nil {
 		return false, err
+	}
+	if len(shown.ids) > 0 {
+		e.looked = time.Time{} // as after any read that does not tell of the server
 	}
 	if !shown.cut {
 		last = dueCursor{at: now.Truncate(time.Millisecond), id: math.MaxInt64}

@@ -50,7 +50,7 @@ func TestEngine_FindsAnIDAboveTheSequence_WhenItNextLooksAtTheServer(t *testing.
 func asked(db *tables) (take func() []string) {
 	var all []string
 	db.before = func(query string) error {
-		if slices.Contains([]string{"last_value", "read_first", "read", "read_runs", "holders"}, query) {
+		if slices.Contains([]string{"last_value", "read", "read_runs", "server", "holders"}, query) {
 			all = append(all, query)
 		}
 		return nil
@@ -72,13 +72,13 @@ func TestEngine_ListsNoHolders_WhereNoIDIsMissing(t *testing.T) {
 		for id := int64(2); id < 9; id++ {
 			db.commit(id, "a")
 			require.Equal(t, []int64{id}, relay(t, e, 1))
-			require.Equal(t, []string{"read_first", "read"}, take())
+			require.Equal(t, []string{"read", "server"}, take())
 		}
 
 		db.holders = []string{"late"} // it has 9
 		db.commit(10, "b")
 		require.Equal(t, []int64{10}, relay(t, e, 1))
-		require.Equal(t, []string{"read_first", "read", "holders"}, take())
+		require.Equal(t, []string{"read", "server", "holders"}, take())
 		require.True(t, e.Expecting())
 		db.commit(9, "a")
 		db.holders = nil
@@ -101,6 +101,10 @@ func TestEngine_KnowsSoonThatSomebodyIsExpected_WhereNoIDIsMissing(t *testing.T)
 		time.Sleep(listInterval)
 		require.Empty(t, relay(t, e, 1))
 		require.True(t, e.Expecting())
+		take := asked(db)
+		time.Sleep(listInterval)
+		require.Empty(t, relay(t, e, 1))
+		require.Equal(t, []string{"last_value"}, take(), "nothing was read since")
 	})
 }
 
@@ -127,17 +131,92 @@ func TestEngine_ReadsNothingOfAnotherServer_ThoughNoIDIsMissing(t *testing.T) {
 	}
 }
 
-// Ids may have been taken before a crash whose transactions were recovered, and are not settled.
-func TestEngine_LooksForHolders_WhenTheServerHasStartedAnew(t *testing.T) {
+// Whoever holds the sequence after a crash is another, though he may have the same name.
+func TestEngine_ReadsAgainWhatWasMissing_WhenTheServerHasStartedAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := newTables(1)
 		e := open(t, db)
 		db.commit(1, "a")
 		require.Equal(t, []int64{1}, relay(t, e, 1))
-		db.commit(2, "a")
+		db.holders = []string{"late"} // it has 2
+		db.commit(3, "b")
+		require.Equal(t, []int64{3}, relay(t, e, 1))
+		require.Empty(t, relay(t, e, 1))
+		db.commit(2, "a") // and then the server crashes
 		db.started = "now"
-		take := asked(db)
 		require.Equal(t, []int64{2}, relay(t, e, 1))
-		require.Contains(t, take(), "holders")
+	})
+}
+
+// A server that has started at another time is looked at before anything of it counts, since its ids may be another's.
+func TestEngine_LooksAtAServerThatHasStartedAnew(t *testing.T) {
+	for name, change := range map[string]func(db *tables){
+		"the same":           func(*tables) {},
+		"of another cluster": func(db *tables) { db.cluster = "2" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				db := newTables(1)
+				e := open(t, db)
+				db.commit(1, "a")
+				require.Equal(t, []int64{1}, relay(t, e, 1))
+				db.commit(2, "a")
+				db.started = "now"
+				change(db)
+				take := asked(db)
+				msgs, err := e.Claim(t.Context(), 1, 1<<20)
+				require.Contains(t, take(), "holders")
+				if name == "the same" {
+					require.NoError(t, err)
+					require.Equal(t, []int64{2}, settle(t, e, msgs))
+				} else {
+					require.ErrorIs(t, err, outbox.ErrNoLease)
+				}
+			})
+		})
+	}
+}
+
+func TestEngine_CatchesUp_WhileNewMessagesCome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := newTables(2)
+		e := open(t, db)
+		db.owners[1] = "other"
+		for id := range int64(200) {
+			db.commit(id+1, "a") // in the second slot
+		}
+		db.commitIn(0, 201, "b")
+		require.Equal(t, []int64{201}, relay(t, e, 1000))
+		time.Sleep(balanceInterval)
+		db.owners[1] = ""
+		var ids []int64
+		for id := int64(202); id < 450; id++ {
+			db.commitIn(0, id, "b")
+			ids = append(ids, relay(t, e, 2)...)
+		}
+		slices.Sort(ids)
+		require.Equal(t, int64(1), ids[0])
+		require.Len(t, slices.Compact(ids), 200+248)
+	})
+}
+
+// TRUNCATE ... RESTART IDENTITY; then one message is delayed, and falls due before the one that was committed ahead of it is read.
+func TestEngine_KeepsOrder_WhenDelayedMessagesAreReadOfAnotherHistory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := newTables(1)
+		e := open(t, db)
+		for id := int64(1); id < 100; id++ {
+			db.commit(id, "a")
+		}
+		for range 5 {
+			relay(t, e, 100)
+		}
+		clear(db.rows)
+		db.last, db.history = 0, "2"
+		db.commit(1, "a")
+		db.rows[2], db.last = stored{key: "a", due: time.Now().Add(time.Millisecond)}, 2
+		time.Sleep(dueInterval)
+		_, err := e.Claim(t.Context(), 10, 1<<20)
+		require.ErrorIs(t, err, outbox.ErrNoLease)
 	})
 }

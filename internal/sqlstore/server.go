@@ -92,15 +92,14 @@ func surelyTaken(lastValue, cursor int64) int64 {
 // others have not sent one of their own.
 func (e *Engine) Expecting() bool { return e.expecting.Load() }
 
-// first returns the query that comes before the reads of a snapshot. It fills s as far as it is known without a look.
-func (e *Engine) first(s *server) Query {
-	return Query{SQL: e.sql["read_first"], Each: func(row Scanner) (bool, error) {
-		var ignored [4]string // settings
-		return true, row.Scan(&s.lastValue, &s.history, &s.started, &ignored[0], &ignored[1], &ignored[2], &ignored[3])
+// glance returns the query that fills s, without its cluster, for less than a look costs.
+func (e *Engine) glance(s *server) Query {
+	return Query{SQL: e.sql["server"], Each: func(row Scanner) (bool, error) {
+		return true, row.Scan(&s.lastValue, &s.history, &s.started)
 	}}
 }
 
-// isKnown tells whether a server, of which first has told, is the one that was last looked at, and goes on from there.
+// isKnown tells whether a server, after a glance, is the one that was last looked at, and goes on from there.
 func (e *Engine) isKnown(now server) bool {
 	return now.history == e.server.history && now.started == e.server.started &&
 		now.lastValue >= surelyTaken(e.server.lastValue, e.reader.Cursor())

@@ -87,7 +87,7 @@ func snapshot(
 ) error {
 	const begin, end = "begin read only, isolation level repeatable read", "commit"
 	if second == nil {
-		return pipeline(ctx, conn, "", first, "") // a transaction, too
+		return pipeline(ctx, conn, begin, first, end)
 	}
 	if err := pipeline(ctx, conn, begin, first, ""); err != nil {
 		return err

@@ -1,4 +1,4 @@
--- The rows above $1 and up to $2; of slots that are not in $4 no more than the ids. It comes after read_first.sql, whose
+-- The rows above $1 and up to $2; of slots that are not in $4 no more than the ids. It comes after read_settings.sql, whose
 -- settings leave one plan for it: along the primary key.
 SELECT id, slot,
        CASE WHEN mine THEN uuid ELSE '' END, CASE WHEN mine THEN topic ELSE '' END, CASE WHEN mine THEN key ELSE '' END,

@@ -1,4 +1,4 @@
--- The rows from $1[i] to $2[i], for each i in order, as read gives them, and after read_first.sql as well. The runs ascend,
+-- The rows from $1[i] to $2[i], for each i in order, as read gives them, and after read_settings.sql as well. The runs ascend,
 -- and so do the rows of each: a sort by id would read all runs, of which there may be 100,000, for each page.
 SELECT id, slot,
        CASE WHEN mine THEN uuid ELSE '' END, CASE WHEN mine THEN topic ELSE '' END, CASE WHEN mine THEN key ELSE '' END,
