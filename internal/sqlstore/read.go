@@ -56,15 +56,15 @@ func (e *Engine) readOn(ctx context.Context, n, maxBytes int, hot bool) (more bo
 func (e *Engine) fetch(ctx context.Context, n, maxBytes int, hot bool) (more bool, err error) {
 	fetch := e.reader.Begin()
 	quiet := fetch.Quiet() && !e.mustLook()
-	if quiet {
-		if !hot {
-			return false, nil
-		}
+	if quiet && !hot {
+		return false, nil
+	}
+	alone := quiet && fetch.CatchUp.From > fetch.CatchUp.To // there are only new rows to read
+	if alone {
 		if nothing, err := e.nothingNew(ctx, fetch); nothing || err != nil {
 			return false, err
 		}
 	}
-	alone := quiet && fetch.CatchUp.From > fetch.CatchUp.To // there are only new rows to read
 	var shown, catchUp page
 	now := e.passedNow()
 	err = e.reading(func() (err error) {
@@ -98,9 +98,9 @@ func (e *Engine) fetch(ctx context.Context, n, maxBytes int, hot bool) (more boo
 }
 
 // nothingNew tells that a fetch would show nothing, for less than the fetch costs. Where the last one has shown something, it
-// does not ask. The fetch is quiet.
+// does not ask. The fetch is quiet, and has only new rows to read.
 func (e *Engine) nothingNew(ctx context.Context, fetch *scan.Fetch) (bool, error) {
-	if !e.dialect.Late || !e.idle || fetch.CatchUp.From <= fetch.CatchUp.To {
+	if !e.dialect.Late || !e.idle {
 		return false, nil
 	}
 	var last int64

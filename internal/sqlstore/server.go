@@ -69,7 +69,8 @@ func (e *Engine) listed(fetch *scan.Fetch, now sight) ([]scan.Run, error) {
 	e.server, e.looked, e.unlisted = now.server, time.Now(), false
 	switch {
 	case known == server{}:
-	case now.server.cluster != known.cluster || now.server.history != known.history || now.server.lastValue < surelyTaken(known.lastValue, e.reader.Cursor()):
+	case now.server.cluster != known.cluster || now.server.history != known.history ||
+		now.server.lastValue < surelyTaken(known.lastValue, e.reader.Cursor()):
 		return nil, errOtherHistory
 	case now.server.started != known.started:
 		return nil, errRestarted
